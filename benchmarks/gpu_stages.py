@@ -379,6 +379,7 @@ def run(place: Place, name: str) -> dict[str, Any]:
     resolved = resolve(config)
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder(Path(path) / "run")
+        folder.hold()
         folder.open(config, resolved.env_spec.to_dict(), {})
         report = Report(resolved, folder, {})
         stop = StopFlag()

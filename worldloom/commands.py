@@ -25,6 +25,7 @@ from worldloom.core.exceptions import (
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded, write_json
 from worldloom.core.json_text import to_json
+from worldloom.core.program import interruptible
 from worldloom.distributed import distributed
 from worldloom.export import command as export_command
 from worldloom.hub import command as hub_command
@@ -53,6 +54,7 @@ MODEL_FLAGS = ("--model", "--data", "--horizon", "--seed", "--test")
 WRONG_INPUT = (ConfigurationError, CheckpointError, MissingDependencyError, ValueError)
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 2 wrong input (also unreadable files),
     1 anything else.
@@ -80,9 +82,6 @@ def main(words: Sequence[str] | None = None) -> int:
             f"error: {error.filename or 'output'}: cannot be written ({error.strerror or error})\n"
         )
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        return 130
     return 0
 
 

@@ -22,7 +22,7 @@ from worldloom.core.exceptions import (
 )
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.json_text import to_json
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom_dist.run.console import stdout_to_stderr
 
@@ -38,6 +38,7 @@ DISCRETE_AGENT = "dreamerv3:ci"
 """Rehearsed with where the launcher's usual agent cannot act."""
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = vars(_parser().parse_args(words))

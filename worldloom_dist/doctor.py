@@ -14,12 +14,13 @@ from pathlib import Path
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import to_json
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom_dist.run.machine import Finding, check_machine
 
 __all__ = ["lines", "main"]
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(

@@ -23,7 +23,7 @@ from worldloom.core.exceptions import (
 )
 from worldloom.core.extras import install_line
 from worldloom.core.fields import Bounds, checked
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom.envs.consent import with_consent
 from worldloom.envs.factory import make_env
 from worldloom_dist.actors.videos import picture_of
@@ -34,6 +34,8 @@ __all__ = ["main", "play"]
 
 WINDOW_FRAMES_PER_S = 30
 WINDOW_SIDE = 512
+INVISIBLE = ("offscreen", "dummy")
+"""What SDL draws to where the screen that a variable names is no more."""
 Show = Callable[[np.ndarray, str], bool]
 
 
@@ -135,9 +137,20 @@ def _why_no_window() -> str:
         return "there is no screen"
     if importlib.util.find_spec("pygame") is None:
         return f"a window needs pygame ({install_line('classic')})"
+    with stdout_to_stderr():  # it greets
+        import pygame
+    try:
+        pygame.display.init()  # a variable may name a screen that is no more
+    except pygame.error as error:
+        return f"no window can be opened ({error})"
+    driver = pygame.display.get_driver()
+    if driver in INVISIBLE and "SDL_VIDEODRIVER" not in os.environ:
+        pygame.display.quit()
+        return f"no window can be opened (there is no screen, and {driver} would show none)"
     return ""
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -182,8 +195,6 @@ def main(words: Sequence[str] | None = None) -> int:
                     trust_env=options.trust_env,
                 )
             lines = []
-    except KeyboardInterrupt:
-        return 130
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigurationError | MissingDependencyError) else 1

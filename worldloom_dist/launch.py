@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -21,16 +20,19 @@ from worldloom.core.exceptions import (
     ConfigurationError,
     MissingDependencyError,
     ModelNotFoundError,
+    TrainingError,
     WorldLoomError,
 )
+from worldloom.core.program import interruptible
 from worldloom.envs.building import EnvBuildError
 from worldloom.envs.thread_check import ThreadCheck
 from worldloom_dist.run.announcing import announce, log_handlers_of_one_run, open_log
 from worldloom_dist.run.checks import check_address, check_gateways, check_watching, choose_port
+from worldloom_dist.run.claim import Claim, choose_folder, claim_folder
 from worldloom_dist.run.cli import parse, read_config
 from worldloom_dist.run.closing import closing_lines, resume_command
 from worldloom_dist.run.config import RunConfig
-from worldloom_dist.run.folder import RunFolder, choose_folder, claim_folder
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.machine import check_device
 from worldloom_dist.run.precision import choose_precision, keep_precision
 from worldloom_dist.run.presets import config_changes
@@ -50,6 +52,7 @@ logger = logging.getLogger("worldloom_dist")
 USAGE_ERRORS = (ConfigurationError, MissingDependencyError, ModelNotFoundError)
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     words = list(sys.argv[1:] if words is None else words)
@@ -70,49 +73,47 @@ def main(words: Sequence[str] | None = None) -> int:
     except CheckpointError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    is_new = not folder.exists()
+    claim = Claim(folder)
     with log_handlers_of_one_run(), stop_on_signals() as stop:
         try:
-            folder = claim_folder(config, folder)
+            claim = claim_folder(config, folder, is_resumed=is_resumed)
             if config.runtime == "local":
                 keep_freed_memory(is_training=True)
-            end = run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed, words=words)
+            end = run(plan, claim, port, stop, is_resumed=is_resumed, words=words)
             return EXIT_AGAIN if end == "stopped" and stop.asks_again else 0
-        except EnvBuildError as error:  # no wrong input: it could be built a moment ago
-            logger.error("the run failed: %s", error, exc_info=wants_traceback)
-            return 1
-        except USAGE_ERRORS as error:
-            logger.error("error: %s", error)
-            if is_new and not is_resumed:  # nothing ran: the next try finds no run there
-                shutil.rmtree(folder, ignore_errors=True)
-            return 2
-        except WorldLoomError as error:
-            logger.error("the run failed: %s", error, exc_info=wants_traceback)
-            return 1
-        except OSError as error:  # a disk that is full or away; what was written before is whole
-            if is_new and not (folder / "config.json").is_file():  # there is no run to go on with
-                shutil.rmtree(folder, ignore_errors=True)
-                logger.error(
-                    "the run failed: %s; see that %s can be written, then start it again",
-                    error,
-                    folder,
-                    exc_info=wants_traceback,
-                )
-                return 1
-            logger.error(
-                "the run failed: %s; see that %s can be written, then go on with: %s",
-                error,
-                folder,
-                resume_command(folder),
-                exc_info=wants_traceback,
-            )
-            return 1
-        except KeyboardInterrupt:
-            logger.error(
-                "left at once; the last checkpoint is kept; go on with: %s",
-                resume_command(folder),
-            )
-            return 1
+        except (WorldLoomError, OSError, KeyboardInterrupt) as error:
+            return _say_failure(error, claim, with_traceback=wants_traceback)
+
+
+def _say_failure(error: BaseException, claim: Claim, *, with_traceback: bool) -> int:
+    """One sentence on why a run ended; returns the exit status. The folder of a run that never
+    began is deleted where the input is to blame, or nothing could be written.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        logger.error(
+            "left at once; the last checkpoint is kept; go on with: %s", resume_command(claim.path)
+        )
+        return 1
+    if isinstance(error, OSError) and not isinstance(error, WorldLoomError):
+        # a disk that is full or away; what was written before is whole
+        is_run = (claim.path / "config.json").is_file()
+        if not is_run:
+            claim.discard()
+        logger.error(
+            "the run failed: %s; see that %s can be written, then %s",
+            error,
+            claim.path,
+            f"go on with: {resume_command(claim.path)}" if is_run else "start it again",
+            exc_info=with_traceback,
+        )
+        return 1
+    # an env that cannot be built is no wrong input: it could be a moment ago
+    if isinstance(error, USAGE_ERRORS) and not isinstance(error, EnvBuildError):
+        logger.error("error: %s", error)
+        claim.discard()
+        return 2
+    logger.error("the run failed: %s", error, exc_info=with_traceback)
+    return 1
 
 
 def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
@@ -125,7 +126,7 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
         ConfigurationError, MissingDependencyError, ModelNotFoundError: If the input is wrong.
         CheckpointError: If the run that should go on has no checkpoint that fits.
     """
-    from worldloom_dist.run.builders import check_checkpoints
+    from worldloom_dist.run.builders import check_checkpoints, check_new_store
     from worldloom_dist.run.drawing import drawable
     from worldloom_dist.run.initial_agent import check_initial
     from worldloom_dist.run.outcome import check_trains  # after --help, which answers at once
@@ -144,6 +145,7 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
     if is_resumed:
         check_checkpoints(plan, folder)
     else:
+        check_new_store(plan, folder)
         check_initial(plan)
     port = choose_port(config)
     check_watching(config)
@@ -168,21 +170,20 @@ def train(words: Sequence[str]) -> tuple[Path, str]:
     """
     config = parse(words)
     plan, folder, is_resumed, port = prepare(config)
-    is_new = not folder.exists()
     with log_handlers_of_one_run(), stop_on_signals() as stop:
-        folder = claim_folder(config, folder)
+        claim = claim_folder(config, folder, is_resumed=is_resumed)
         try:
-            status = run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed, words=words)
-        except USAGE_ERRORS:
-            if is_new and not is_resumed:
-                shutil.rmtree(folder, ignore_errors=True)
+            status = run(plan, claim, port, stop, is_resumed=is_resumed, words=words)
+        except USAGE_ERRORS as error:
+            if not isinstance(error, EnvBuildError):
+                claim.discard()
             raise
-    return folder, status
+    return claim.path, status
 
 
 def run(
     plan: Plan,
-    folder: RunFolder,
+    claim: Claim,
     port: int,
     stop: StopFlag,
     *,
@@ -193,25 +194,41 @@ def run(
 
     Args:
         plan: What runs.
-        folder: Its folder.
+        claim: On its folder.
         port: Of the metrics endpoint; 0 for none.
         stop: Asks the run to stop.
         is_resumed: True when it goes on.
         words: The command line, for ``command.txt``.
+
+    Raises:
+        WorldLoomError: If it fails; from the moment at which the run is known to work wrong input
+            is not to blame, and what says so becomes a ``TrainingError``.
     """
-    shown = folder.path
+    shown = claim.path
     folder = RunFolder(shown.absolute())  # an env may change the working directory
     settings = (plan.config, plan.env_spec.to_dict(), dataclasses.asdict(plan.agent))  # type: ignore[call-overload]
     changed = config_changes(read_config(folder.path), plan.config) if is_resumed else []
     started_in = Path.cwd()
+    folder.hold()
+    claim.is_held = True
     run_id = folder.open(*settings, words, started_in)
     plan = dataclasses.replace(plan, run_id=run_id)
     screen = open_log(folder)
     try:
         announce(plan, shown, port, is_resumed=is_resumed, changed=changed)
-        describe = partial(folder.describe, *settings, words, started_in) if is_resumed else None
-        status = run_plan(plan, folder, port, stop, screen, describe)
+
+        def note_begun() -> None:
+            """The run is known to work with its settings."""
+            claim.has_begun = True
+            if is_resumed:
+                folder.describe(*settings, words, started_in)
+
+        status = run_plan(plan, folder, port, stop, screen, note_begun)
         screen.show_last(partial(read_view, folder.path))
+    except USAGE_ERRORS as error:
+        if claim.is_run and not isinstance(error, EnvBuildError):
+            raise TrainingError(str(error)) from error
+        raise
     finally:
         screen.close()
     logger.info("%s; everything is in %s", status, shown)
@@ -229,16 +246,15 @@ def run_plan(
     port: int,
     stop: StopFlag,
     screen: Screen,
-    describe: Callable[[], object] | None,
+    on_restored: Callable[[], object],
 ) -> str:
-    """Let the runtime run it; returns how it ended. ``describe`` is called when a resumed run goes
-    on.
+    """Let the runtime run it; returns how it ended. ``on_restored`` is called when the run is known
+    to work.
     """
     from worldloom_dist.run.loop import Run
     from worldloom_dist.run.report import Report
 
     config = plan.config
-    on_restored = describe or (lambda: None)
     report = Report(plan, folder, folder.read_json("summary.json"))
     if config.runtime == "local":
         from worldloom_dist.lockstep.runtime import LocalRuntime

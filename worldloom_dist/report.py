@@ -15,7 +15,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import NOT_NEGATIVE, checked
 from worldloom.core.files import write_text
 from worldloom.core.json_text import to_json
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom_dist.page.app import page_html
 from worldloom_dist.page.state import RunState
 from worldloom_dist.page.videos import TYPES
@@ -41,7 +41,7 @@ def report_html(run_dir: Path, *, videos: int = MOST_VIDEOS) -> str:
     """
     checked("videos", videos, int, NOT_NEGATIVE)
     try:
-        state = RunState(run_dir).read()
+        state = RunState(run_dir, most_videos=None).read()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigurationError(
             f"{run_dir} holds no run (no config.json); give a folder that a run writes to"
@@ -68,6 +68,7 @@ def _inlined(video: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**video, "url": f"data:{TYPES[path.suffix.lower()]};base64,{data}"}
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(

@@ -21,7 +21,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import to_json
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom_dist.run.listing import DAMAGED, STATUSES, RunEntry, find_runs, read_entry
 from worldloom_dist.run.text_table import aligned
 
@@ -76,6 +76,7 @@ def list_runs(folders: Sequence[Path], unreadable: list[str] | None = None) -> l
     return sorted(found.values(), key=lambda entry: _natural(entry.name))
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(words)

@@ -7,15 +7,19 @@ runs that are complete are left as they are.
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 import numpy as np
 
@@ -23,10 +27,11 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.json_text import read_object
 from worldloom.evaluation.seeds import bootstrap_interval
+from worldloom_dist.run.claim import run_name
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.closing import program
 from worldloom_dist.run.config import RunConfig
-from worldloom_dist.run.folder import run_name
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.signals import EXIT_AGAIN, StopFlag, stop_on_signals
 from worldloom_dist.run.view import duration, read_view
 
@@ -35,6 +40,7 @@ __all__ = ["SeedRuns", "parse_seeds", "run_seeds", "split_words"]
 CHILDREN_EVERY_S = 0.2
 SAY_EVERY_S = 10.0
 MOST_SEEDS = 1000
+LAST_WORDS_BYTES = 64 * 1024
 PARALLEL = "--parallel"
 SEEDS = "--seeds"
 
@@ -111,6 +117,7 @@ class _SeedRun:
     seed: int
     folder: Path
     process: subprocess.Popen[bytes] | None = None
+    complaints: IO[bytes] | None = None
     status: int | None = None
 
 
@@ -138,7 +145,7 @@ class SeedRuns:
         out: TextIO | None = None,
     ) -> None:
         self._config = config
-        self._words = _without(words, "--run-dir", "--seed")
+        self._words = _without(words, "--run-dir", "--seed", "--learner.checkpoints")
         self._parallel = checked("parallel", parallel, int, Bounds(1, MOST_SEEDS))
         self._out = out or sys.stdout
         given = {word.partition("=")[0] for word in words}
@@ -155,7 +162,8 @@ class SeedRuns:
                     f"{name}: {parallel} runs at once cannot share port {getattr(config, name)}; "
                     "leave the flag out, or run one after the other"
                 )
-        self._root = config.run_dir or Path("runs") / run_name(config)
+        self._root = _named(config.run_dir or Path("runs") / run_name(config))
+        self._has_forwarded = False
         self._runs = [_SeedRun(seed, self._folder_of(seed)) for seed in seeds]
         taken = [run.folder for run in self._runs if (run.folder / "config.json").exists()]
         if taken and config.if_exists == "error":
@@ -186,11 +194,9 @@ class SeedRuns:
         for run in self._runs:
             if run not in waiting:
                 self._say(f"seed {run.seed}: complete already, in {run.folder}")
-        has_forwarded = False
         said_at = time.monotonic()
         while waiting or any(run.process for run in self._runs):
-            if stop.is_set and not has_forwarded:
-                has_forwarded = True
+            if stop.is_set and not self._has_forwarded:
                 waiting.clear()
                 self._forward()
             while waiting and sum(run.process is not None for run in self._runs) < self._parallel:
@@ -209,32 +215,36 @@ class SeedRuns:
         command = [
             *(sys.executable, "-m", "worldloom_dist.launch", *self._words),
             *("--seed", str(run.seed), "--run-dir", str(run.folder)),
+            *self._checkpoints_of(run.seed),
         ]
         is_alone = self._parallel == 1
         self._say(f"seed {run.seed}: {run.folder}")
         self._out.flush()
+        # a file, because a pipe that is not read while it runs would stop it when it is full
+        run.complaints = None if is_alone else tempfile.TemporaryFile()  # noqa: SIM115
         run.process = subprocess.Popen(
             command,
             stdout=None if is_alone else subprocess.DEVNULL,
-            stderr=None if is_alone else subprocess.PIPE,
+            stderr=run.complaints,
             start_new_session=True,  # a terminal's Ctrl-C reaches it once, through us
         )
 
     def _note_end(self, run: _SeedRun) -> None:
         assert run.process is not None
-        stderr = run.process.stderr
-        complaint = stderr.read().decode(errors="replace").strip() if stderr else ""
-        if stderr:
-            stderr.close()
-        run.status = abs(run.process.returncode)
+        complaint = _last_words(run.complaints)
+        # the signal may come before a run listens to it: then nothing has begun
+        is_early = self._has_forwarded and run.process.returncode == -signal.SIGTERM
+        run.status = 0 if is_early else abs(run.process.returncode)
         run.process = None
-        summary = _summary_of(run.folder)
+        run.complaints = None
+        summary = {"status": "stopped"} if is_early else _summary_of(run.folder)
         end = summary.get("status", "failed") if run.status == 0 else "failed"
         why = complaint.splitlines()[-1] if run.status and complaint else summary.get("error")
         self._say(f"seed {run.seed}: {end}{f' ({why})' if run.status and why else ''}")
 
     def _forward(self) -> None:
         """Hand a signal on to the runs."""
+        self._has_forwarded = True
         for run in self._runs:
             if run.process is not None:
                 run.process.terminate()
@@ -287,20 +297,57 @@ class SeedRuns:
                 f"return   {values.mean():.1f} [{float(low):.1f}, {float(high):.1f}] over "
                 f"{len(returns)} {word} (mean of the last evaluations, 95 % bootstrap interval)"
             )
-        folders = " ".join(shlex.quote(str(run.folder)) for run in self._runs)
-        if len(self._runs) > 3:
-            folders = f"{shlex.quote(str(self._root))}-seed*"
-        self._say(f"plot     {program()} plot {folders}")
-        self._say(f"compare  {program()} plot --table {folders}")
+        if folders := self._shown_folders():
+            self._say(f"plot     {program()} plot {folders}")
+            self._say(f"compare  {program()} plot --table {folders}")
         if is_stopped or any(run.status for run in self._runs):
             self._say("go on    the same command with --if-exists resume")
+
+    def _shown_folders(self) -> str:
+        """The folders that there is something to see in, as they are typed; several by a pattern
+        where it takes in no others.
+        """
+        folders = [run.folder for run in self._runs if RunFolder(run.folder).has_records]
+        pattern = f"{glob.escape(self._root.name)}-seed*"
+        if len(folders) > 3 and set(self._root.parent.glob(pattern)) == set(folders):
+            return f"{shlex.quote(str(self._root))}-seed*"
+        return " ".join(shlex.quote(str(folder)) for folder in folders)
 
     def _folder_of(self, seed: int) -> Path:
         return self._root.with_name(f"{self._root.name}-seed{seed}")
 
+    def _checkpoints_of(self, seed: int) -> list[str]:
+        """Each seed has checkpoints of its own, where one place is named for all."""
+        place = self._config.learner.checkpoints
+        return ["--learner.checkpoints", f"{place.rstrip('/')}/seed{seed}"] if place else []
+
     def _say(self, line: str) -> None:
         self._out.write(line + "\n")
         self._out.flush()
+
+
+def _named(root: Path) -> Path:
+    """The same folder by a path that ends in its name.
+
+    Raises:
+        ConfigurationError: If it has none.
+    """
+    named = root if root.name not in ("", "..") else root.resolve()
+    if not named.name:
+        raise ConfigurationError(
+            f"run_dir: seeds get folders beside {root} that begin with its name, and it has none; "
+            "name another folder"
+        )
+    return named
+
+
+def _last_words(complaints: IO[bytes] | None) -> str:
+    """The end of what a run wrote to its standard error, which is closed."""
+    if complaints is None:
+        return ""
+    with complaints:
+        complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
+        return complaints.read().decode(errors="replace").strip()
 
 
 def _summary_of(folder: Path) -> Mapping[str, Any]:

@@ -10,11 +10,12 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import to_json
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom_dist.run.console import plain, render
 from worldloom_dist.run.view import View, read_view
 
@@ -23,6 +24,7 @@ __all__ = ["main"]
 WATCH_EVERY_S = 2.0
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -33,28 +35,21 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="go on looking, every two seconds, until no run is running",
+        help="go on looking, every two seconds, until no run is running; without a terminal or "
+        "with --json it is printed at the end",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per run")
     options = parser.parse_args(words)
-    views: list[View] = []
-    for folder in options.run_dir:
-        try:
-            views.append(read_view(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            sys.stderr.write(
-                f"error: {folder} holds no run (no config.json); give a folder that a "
-                "run writes to\n"
-            )
-            return 2
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            sys.stderr.write(
-                f"error: {folder} cannot be read: {error}; repair its files, or give "
-                "another folder\n"
-            )
-            return 2
-    if options.watch and sys.stdout.isatty():
-        views = _watch(options.run_dir, views)
+    is_live = options.watch and sys.stdout.isatty() and not options.json
+    try:
+        views = _read(options.run_dir)
+        if options.watch:
+            views = (_watch_live if is_live else _watch)(options.run_dir, views)
+    except ConfigurationError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    if is_live:
+        pass  # they are on the screen
     elif options.json:
         sys.stdout.write("".join(to_json(dataclasses.asdict(view)) + "\n" for view in views))
     elif sys.stdout.isatty():
@@ -67,19 +62,54 @@ def main(words: Sequence[str] | None = None) -> int:
     return 1 if any(view.status in ("failed", "died") for view in views) else 0
 
 
-def _watch(folders: list[Path], views: list[View]) -> list[View]:
+def _read(folders: Sequence[Path]) -> list[View]:
+    """A view of each run.
+
+    Raises:
+        ConfigurationError: If a folder holds no run, or one that cannot be read.
+    """
+    views = []
+    for folder in folders:
+        try:
+            views.append(read_view(folder))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ConfigurationError(
+                f"{folder} holds no run (no config.json); give a folder that a run writes to"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{folder} cannot be read: {error}; repair its files, or give another folder"
+            ) from error
+    return views
+
+
+def _watch(
+    folders: Sequence[Path],
+    views: list[View],
+    show: Callable[[list[View]], object] = lambda views: None,
+) -> list[View]:
+    """Look until no run is running, or Ctrl-C; returns the last views. ``show`` gets each."""
+    try:
+        while any(view.status in ("running", "starting") for view in views):
+            time.sleep(WATCH_EVERY_S)
+            views = _read(folders)
+            show(views)
+    except KeyboardInterrupt:
+        pass
+    return views
+
+
+def _watch_live(folders: Sequence[Path], views: list[View]) -> list[View]:
+    """:func:`_watch`, on the terminal."""
     from rich.console import Group
     from rich.live import Live
 
     with Live(Group(*map(render, views)), auto_refresh=False) as live:
-        try:
-            while any(view.status in ("running", "starting") for view in views):
-                time.sleep(WATCH_EVERY_S)
-                views = [read_view(folder) for folder in folders]
-                live.update(Group(*map(render, views)), refresh=True)
-        except KeyboardInterrupt:
-            return views
-    return views
+        return _watch(
+            folders,
+            views,
+            lambda newest: live.update(Group(*map(render, newest)), refresh=True),
+        )
 
 
 if __name__ == "__main__":

@@ -66,7 +66,12 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.run.line",
         "worldloom_dist.run.settings",
     },
-    {"worldloom_dist.run.benchmarks", "worldloom_dist.run.listing", "worldloom_dist.run.standby"},
+    {
+        "worldloom_dist.run.benchmarks",
+        "worldloom_dist.run.claim",
+        "worldloom_dist.run.listing",
+        "worldloom_dist.run.standby",
+    },
     {"worldloom_dist.run.presets"},
     {"worldloom_dist.page"},
     {

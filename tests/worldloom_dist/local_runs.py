@@ -17,6 +17,7 @@ def start(folder, *words) -> Run:
     plan = resolve(parse([*words]))
     run_folder = RunFolder(folder)
     settings = (plan.config, plan.env_spec.to_dict(), {})
+    run_folder.hold()
     run_folder.open(*settings)
     return run_of(plan, run_folder, on_restored=lambda: run_folder.describe(*settings))
 

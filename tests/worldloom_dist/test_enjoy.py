@@ -64,6 +64,7 @@ def test_a_window_shows_pictures_and_is_closed(run, capsys, monkeypatch):
         set_caption=lambda text: None,
         flip=lambda: None,
         quit=lambda: drawn.append("closed"),
+        get_driver=lambda: "x11",
     )
     window = types.ModuleType("pygame")
     window.__spec__ = types.SimpleNamespace()
@@ -78,6 +79,31 @@ def test_a_window_shows_pictures_and_is_closed(run, capsys, monkeypatch):
     assert drawn[-1] == "closed"
     assert len(drawn) == 7
     assert capsys.readouterr().out.startswith("returns: ")
+
+
+@pytest.mark.parametrize("does_raise", [False, True])
+def test_a_screen_that_is_no_more_gives_videos(run, capsys, monkeypatch, does_raise):
+    class PygameError(RuntimeError):
+        """As pygame's own."""
+
+    def init():
+        if does_raise:
+            raise PygameError("x11 not available")
+
+    window = types.ModuleType("pygame")
+    window.__spec__ = types.SimpleNamespace()
+    window.error = PygameError
+    window.display = types.SimpleNamespace(
+        init=init, quit=lambda: None, get_driver=lambda: "offscreen"
+    )
+    monkeypatch.setitem(sys.modules, "pygame", window)
+    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
+    monkeypatch.setenv("DISPLAY", ":97")
+    assert enjoy.main([str(run), "--episodes", "1"]) == 0
+    shown = capsys.readouterr()
+    why = "x11 not available" if does_raise else "there is no screen"
+    assert f"no window can be opened ({why}" in shown.err
+    assert f"writing video to {run}/videos" in shown.err
 
 
 def test_mistakes_are_one_sentence(run, capsys, monkeypatch):

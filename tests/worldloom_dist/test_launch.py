@@ -4,16 +4,19 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
 import torch
 
 from tests.worldloom_dist.tiny_runs import TINY
+from worldloom.core.exceptions import ConfigurationError, TrainingError
 from worldloom.envs.toy import PointEnv
-from worldloom_dist.launch import main
+from worldloom_dist.launch import main, train
 from worldloom_dist.run.announcing import open_log
 from worldloom_dist.run.checks import check_watching, without_effect
+from worldloom_dist.run.claim import claim_folder
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.signals import EXIT_AGAIN
@@ -98,6 +101,91 @@ def test_env_that_cannot_be_built_any_more_fails_the_run_and_is_no_wrong_input(t
     assert main(words) == 1
     torch.set_num_threads(threads)
     assert "the licence is in use" in (folder / "console.log").read_text()
+
+
+def test_ctrl_c_before_a_run_is_open_is_one_line(tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("worldloom_dist.launch.prepare", interrupt)
+    assert main(["--preset", "debug", "--run-dir", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+    assert not (tmp_path / "run").exists()
+
+
+class WithdrawnEnv(PointEnv):
+    """It can be had for training, and is gone when an evaluation asks for it."""
+
+    built = 0
+
+
+def withdrawn():
+    WithdrawnEnv.built += 1
+    return WithdrawnEnv() if WithdrawnEnv.built <= 2 else None
+
+
+@pytest.mark.usefixtures("restored_root")
+def test_wrong_input_that_shows_late_fails_the_run_and_keeps_it(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = [*TINY["tdmpc2:ci"], "--env", f"{__name__}:withdrawn", "--env-steps", "60"]
+    words += ["--metrics-port", "0", "--eval-episodes", "1", "--eval-every", "20"]
+    WithdrawnEnv.built = 0
+    assert main([*words, "--run-dir", str(run)]) == 1
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["env_steps"] > 0) == ("failed", True)
+    assert any((run / "checkpoints").iterdir())
+    shown = capsys.readouterr()
+    assert "the run failed: env " in shown.out + shown.err
+    WithdrawnEnv.built = 0
+    with pytest.raises(TrainingError, match="returned a NoneType"):
+        train([*words, "--run-dir", str(tmp_path / "again")])
+    assert any((tmp_path / "again" / "checkpoints").iterdir())
+    WithdrawnEnv.built = -100
+    assert main(["--resume", str(run)]) == 0
+    WithdrawnEnv.built = 0
+    assert main(["--resume", str(run), "--env-steps", "120"]) == 1
+
+
+@pytest.mark.usefixtures("restored_root")
+def test_wrong_input_before_a_run_begins_leaves_no_folder(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ConfigurationError("replay.load: no")
+
+    monkeypatch.setattr("worldloom_dist.lockstep.runtime.begin_with", refuse)
+    words = [*TINY["tdmpc2:ci"], "--metrics-port", "0"]
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 2
+    with pytest.raises(ConfigurationError, match=r"replay\.load: no"):
+        train([*words, "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("restored_root")
+def test_who_comes_too_late_for_a_folder_leaves_it_to_who_was_first(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    other = (
+        "import fcntl, sys; file = open(sys.argv[1] + '/lock', 'w'); fcntl.lockf(file, "
+        "fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    )
+    held = []
+
+    def claim_late(*args, **more):
+        claim = claim_folder(*args, **more)
+        process = subprocess.Popen(
+            [sys.executable, "-c", other, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout.readline() == b"held\n"
+        held.append(process)
+        return claim
+
+    monkeypatch.setattr("worldloom_dist.launch.claim_folder", claim_late)
+    try:
+        words = [*TINY["tdmpc2:ci"], "--metrics-port", "0", "--run-dir", str(folder)]
+        assert main(words) == 2
+        assert (folder / "lock").exists()
+    finally:
+        held[0].communicate(timeout=10)
 
 
 @pytest.mark.parametrize(

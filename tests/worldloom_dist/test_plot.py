@@ -57,6 +57,90 @@ def test_seeds_are_combined_over_the_steps_that_all_have_reached():
     assert combine([short]) is short
 
 
+def test_seeds_with_one_point_each_are_combined_at_their_mean_step():
+    points = [
+        Curve(np.array([step]), np.array([value])) for step, value in ((1.0, 5.0), (3.0, 9.0))
+    ]
+    both = combine(points)
+    assert (both.steps.tolist(), both.values.tolist()) == ([2.0], [7.0])
+    assert both.low[0] <= 7.0 <= both.high[0]
+
+
+def test_seeds_that_share_no_step_have_no_curve_together():
+    first = Curve(np.array([0.0, 10.0]), np.array([1.0, 2.0]))
+    later = Curve(np.array([20.0]), np.array([7.0]))
+    assert combine([first, later]) is None
+
+
+def without_common_steps(tmp_path):
+    """Two seeds, of which the second is evaluated only where the first has ended."""
+    folders = [make_run(tmp_path / str(seed), seed) for seed in (1, 2)]
+    path = folders[1] / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"env_steps": 150', '"env_steps": 250'))
+    with (folders[0] / "metrics.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"kind": "eval", "env_steps": 200, "return_mean": 71.0}))
+    return [read_run(folder) for folder in folders]
+
+
+def test_a_picture_says_which_seeds_share_no_step(tmp_path):
+    plot.plot_runs(without_common_steps(tmp_path), tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert "tdmpc2:ci (2 seeds), seeds without a common step" in text
+    assert "Seeds that share no step" in text
+    assert "interquartile" not in text
+
+
+def test_a_seed_that_was_made_twice_is_no_second_seed(tmp_path, capsys):
+    folders = [write_run(tmp_path / str(k), records=20, config={"seed": 5}) for k in range(2)]
+    plot.plot_runs([read_run(folder) for folder in folders], tmp_path / "a.svg")
+    assert "tdmpc2:ci (2 runs, seed 5 twice)" in (tmp_path / "a.svg").read_text()
+    assert plot.main([*map(str, folders), "--table"]) == 0
+    assert "over 2 runs, seed 5 twice (interquartile mean" in capsys.readouterr().out
+
+
+def test_seeds_without_an_evaluation_are_not_counted_with_those_that_have_one(tmp_path):
+    folders = [
+        write_run(tmp_path / str(seed), records=20, config={"seed": seed}, evaluations=seed > 1)
+        for seed in (1, 2, 3)
+    ]
+    plot.plot_runs([read_run(folder) for folder in folders], tmp_path / "a.svg")
+    assert "tdmpc2:ci (2 of 3 seeds)" in (tmp_path / "a.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"init_from": "/runs/other"},
+        {"learners": 2},
+        {"eval_max_steps": 100},
+        {"replay": {"load": "a.npz"}},
+        {"replay": {"capacity_steps": 1000}},
+        {"replay": {"capacity_gb": 2.0}},
+        {"replay": {"stride": 2}},
+    ],
+    ids=str,
+)
+def test_what_changes_the_learning_makes_another_experiment(tmp_path, change):
+    runs = [
+        read_run(write_run(tmp_path / str(place), records=4, config=config))
+        for place, config in enumerate(({"replay": {}}, {"replay": {}, "seed": 2, **change}))
+    ]
+    (found,) = experiments_of(runs).values()
+    assert len(found) == 2
+    assert found[0].label != found[1].label
+
+
+def test_a_run_of_an_earlier_version_is_a_seed_of_the_same_experiment(tmp_path):
+    known = {"learners": 1, "init_from": None, "eval_max_steps": None}
+    changes = [{"seed": 1}, {"seed": 2, **known}]
+    runs = [
+        read_run(write_run(tmp_path / str(place), records=4, config=change))
+        for place, change in enumerate(changes)
+    ]
+    (found,) = experiments_of(runs).values()
+    assert [experiment.label for experiment in found] == ["tdmpc2:ci"]
+
+
 def test_a_run_gives_its_curves_and_a_line_that_is_cut_is_left_out(tmp_path):
     run = read_run(make_run(tmp_path / "a", seed=2))
     assert run.experiment == "tdmpc2:ci on toy:point"

@@ -30,6 +30,17 @@ def test_the_report_has_everything_inside(tmp_path, capsys):
     assert state["videos_left_out"] == 1
 
 
+def test_a_report_takes_as_many_videos_as_it_is_told(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "videos").mkdir()
+    for number in range(12):
+        (folder / "videos" / f"eval-{number:09d}-0.gif").write_bytes(b"GIF89a")
+    for videos, left_out in ((10, 2), (4, 8), (0, 12), (99, 0)):
+        state = state_of(report_html(folder, videos=videos))
+        assert len(state["videos"]) == 12 - left_out
+        assert state["videos_left_out"] == left_out
+
+
 def test_no_text_of_a_run_becomes_code(tmp_path):
     bad = "</script><script>alert(1)</script>"
     folder = write_run(tmp_path / "run", summary={"status": "failed", "error": bad})

@@ -73,7 +73,6 @@ def check_rows(folder) -> None:
         ["--workers", "3"],
         ["--envs-per-worker", "2"],
         ["--agent.horizon", "2"],
-        ["--seed", "9"],
         ["--replay.selector", "prioritised"],
     ],
     ids=" ".join,
@@ -112,6 +111,8 @@ def test_other_batch_size_or_ratio_makes_no_surge_of_updates(folder):
     "words",
     [
         ["--learner.checkpoints", "elsewhere"],
+        ["--seed", "9"],
+        ["--init-from", "another"],
         ["--runtime", "ray"],
         ["--replay.shards", "2"],
         ["--replay.durability", "none"],
@@ -288,3 +289,44 @@ def test_new_run_that_is_told_wrong_leaves_no_folder(tmp_path, capsys):
         == 2
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """The words of a run whose checkpoints lie outside of its folder, by a path from here."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    words = [*SMALL, "--metrics-port", "0", "--env-steps", "60", "--learner.checkpoints", "kept"]
+    words += ["--run-dir", str(tmp_path / "run")]
+    assert launch(words) == 0
+    return words
+
+
+def test_checkpoints_elsewhere_are_found_from_another_folder(elsewhere, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    kept = json.loads((folder / "config.json").read_text())["run"]["learner"]["checkpoints"]
+    assert kept == str(tmp_path / "here/kept")
+    assert launch([*elsewhere, "--if-exists", "resume", "--env-steps", "80"]) == 0
+    updates = summary_of(folder)["train_steps"]
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    assert launch(["--resume", str(folder), "--env-steps", "100", "--metrics-port", "0"]) == 0
+    assert summary_of(folder)["train_steps"] > updates
+    check_rows(folder)
+
+
+def test_run_whose_checkpoints_elsewhere_are_gone_is_left_as_it_is(elsewhere, tmp_path, capsys):
+    folder = tmp_path / "run"
+    (tmp_path / "here/kept").rename(tmp_path / "here/moved")
+    before = contents(folder)
+    assert launch(["--resume", str(folder), "--env-steps", "90"]) == 1
+    assert "holds no checkpoint" in capsys.readouterr().err
+    assert contents(folder) == before
+
+
+def test_a_new_run_does_not_begin_with_the_checkpoints_of_another(elsewhere, tmp_path, capsys):
+    before = contents(tmp_path / "here")
+    assert launch([*elsewhere, "--run-dir", str(tmp_path / "other")]) == 2
+    assert "kept holds checkpoints of another run already" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    assert contents(tmp_path / "here") == before

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -50,6 +51,7 @@ def test_flags_of_the_sweep_are_taken_from_the_line():
         ("--seeds 1-2 --parallel 2 --metrics-port 9000", "cannot share port 9000"),
         ("--seed 1-2", "several seeds are --seeds 1-5"),
         ("--seeds 1-2 --resume runs/x", "runs/x holds no run"),
+        ("--seeds 1-2 --run-dir /", "it has none; name another folder"),
     ],
 )
 def test_a_wrong_sweep_is_one_sentence(words, message, capsys):
@@ -83,6 +85,16 @@ def test_each_seed_is_a_run_and_an_interrupted_sweep_goes_on(tmp_path, capfd):
     assert capfd.readouterr().out.count("complete already") == 2
 
 
+def test_seeds_share_no_place_of_checkpoints(tmp_path):
+    place = tmp_path / "kept"
+    words = [*TINY_RUN, "--learner.checkpoints", str(place), "--run-dir", str(tmp_path / "run")]
+    assert launch.main([*words, "--seeds", "1-2"]) == 0
+    assert sorted(folder.name for folder in place.iterdir()) == ["seed1", "seed2"]
+    for folder in place.iterdir():
+        assert any(folder.glob("step-*"))
+    assert launch.main([*words, "--seeds", "1-2", "--if-exists", "resume"]) == 0
+
+
 def test_a_seed_that_fails_is_told_and_the_others_run(tmp_path):
     out = io.StringIO()
     root = tmp_path / "run"
@@ -94,6 +106,71 @@ def test_a_seed_that_fails_is_told_and_the_others_run(tmp_path):
     assert runs.run() == 2
     assert "seed 1: failed (error: " in out.getvalue()
     assert "the same command with --if-exists resume" in out.getvalue()
+
+
+@pytest.fixture
+def child(tmp_path, monkeypatch):
+    """Takes what a run does instead of training, as a shell script."""
+
+    def behave(script):
+        python = tmp_path / "python"
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+
+    return behave
+
+
+def test_a_seed_that_complains_at_length_is_not_stopped_by_it(tmp_path, child):
+    child("head -c 300000 /dev/zero | tr '\\0' x >&2; echo >&2; echo 'error: at last' >&2; exit 1")
+    out = io.StringIO()
+    words = [*TINY_RUN, "--run-dir", str(tmp_path / "run")]
+    assert SeedRuns(parse(words), words, [1, 2], parallel=2, out=out).run() == 1
+    for seed in (1, 2):
+        assert f"seed {seed}: failed (error: at last)" in out.getvalue()
+
+
+def test_a_seed_that_is_stopped_before_it_listens_has_not_failed(tmp_path, child):
+    child("exec sleep 60")
+    out = io.StringIO()
+    words = [*TINY_RUN, "--run-dir", str(tmp_path / "run")]
+    timer = threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        assert SeedRuns(parse(words), words, [1, 2], parallel=2, out=out).run() == 0
+    finally:
+        timer.cancel()
+    assert "seed 1: stopped\n" in out.getvalue()
+    assert " plot " not in out.getvalue(), "there is nothing to see yet"
+
+
+@pytest.mark.parametrize("has_others", [False, True])
+def test_the_advice_of_a_sweep_names_its_own_runs_that_have_something_to_show(
+    tmp_path, child, has_others
+):
+    root = tmp_path / "my run"
+    child('for last; do :; done; mkdir -p "$last"; touch "$last/metrics.jsonl"')
+    if has_others:
+        (tmp_path / "my run-seed77").mkdir()
+    out = io.StringIO()
+    words = [*TINY_RUN, "--run-dir", str(root)]
+    SeedRuns(parse(words), words, [1, 2, 3, 4], out=out).run()
+    (line,) = [line for line in out.getvalue().splitlines() if line.startswith("plot ")]
+    names = [f"'{root}-seed{seed}'" for seed in (1, 2, 3, 4)]
+    expected = " ".join(names) if has_others else f"'{root}'-seed*"
+    assert line.partition(" plot ")[2] == expected
+
+
+@pytest.mark.parametrize("text", [".", "..", "sub/.."])
+def test_seeds_lie_beside_a_folder_that_a_path_names_by_dots(text, tmp_path, monkeypatch, child):
+    child("exit 0")
+    (tmp_path / "outer" / "inner" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "outer" / "inner")
+    words = [*TINY_RUN, "--run-dir", text]
+    out = io.StringIO()
+    SeedRuns(parse(words), words, [1], out=out).run()
+    beside = tmp_path / ("outer-seed1" if text == ".." else "outer/inner-seed1")
+    assert out.getvalue().startswith(f"seed 1: {beside}\n")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 75)])

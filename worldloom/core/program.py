@@ -1,13 +1,38 @@
-"""How the command is called that a person has typed."""
+"""How the command is called that a person has typed, and how it ends by Ctrl-C."""
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec
 
-__all__ = ["called"]
+__all__ = ["EXIT_INTERRUPTED", "called", "interruptible"]
 
 MODULES_OF = "worldloom_dist"
+EXIT_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+P = ParamSpec("P")
+
+
+def interruptible(main: Callable[P, int]) -> Callable[P, int]:
+    """A command that Ctrl-C ends with one line and exit status 130, wherever it is.
+
+    Args:
+        main: Returns the exit status.
+    """
+
+    @functools.wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        """``main``, or 130."""
+        try:
+            return main(*args, **kwargs)
+        except KeyboardInterrupt:
+            sys.stderr.write("stopped\n")
+            return EXIT_INTERRUPTED
+
+    return run
 
 
 def called(command: str) -> str:

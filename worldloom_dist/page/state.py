@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ __all__ = ["RunState"]
 
 MOST_ROWS = 300
 """Points of a curve at least, once a run has that many; neighbours are averaged from twice that."""
+MOST_VIDEOS = 8
 DIGITS = 5
 LOG_BYTES = 6_000
 USE_WINDOW_S = 120.0
@@ -48,9 +50,13 @@ class RunState:
     Args:
         folder: Of the run.
         is_live: True where the run itself asks, which knows that it runs.
+        most_videos: How many are told of; None for all.
     """
 
-    def __init__(self, folder: Path, *, is_live: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, is_live: bool = False, most_videos: int | None = MOST_VIDEOS
+    ) -> None:
+        self._most_videos = most_videos
         self._folder = folder
         self._is_live = is_live
         self._lock = threading.Lock()
@@ -68,6 +74,7 @@ class RunState:
             for record in self._fresh_records():
                 self._take(record)
             view = read_view(self._folder, is_live=self._is_live)
+            videos = videos_of(self._folder / "videos", is_live=self._is_live)
             return {
                 "time": time.time(),
                 "is_live": self._is_live,
@@ -79,7 +86,8 @@ class RunState:
                 "spent": self._spent_lately(),
                 "workers": self._workers(),
                 "faults": self._faults(),
-                "videos": videos_of(self._folder / "videos", is_live=self._is_live),
+                "videos": videos[: self._most_videos],
+                "videos_left_out": len(videos) - len(videos[: self._most_videos]),
                 "log": self._log(),
             }
 
@@ -178,6 +186,7 @@ class RunState:
         versions = self._folder / "versions.txt"
         return {
             "name": self._folder.name,
+            "typed": shlex.quote(str(self._folder)),
             "env": run["env"]["env"],
             "eval_every": run.get("eval_every", 0),
             "eval_episodes": run.get("eval_episodes", 0),

@@ -10,20 +10,16 @@ from typing import Any
 __all__ = ["TYPES", "video_path", "videos_of"]
 
 TYPES = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".jpg": "image/jpeg"}
-MOST_VIDEOS = 8
 COMPLETE_AFTER_S = 1.0
 EVALUATION = re.compile(r"eval-(\d+)-(\d+)")
 IMAGINED = re.compile(r"open_loop-(.+)-(\d+)")
 
 
-def videos_of(
-    folder: Path, most: int = MOST_VIDEOS, *, is_live: bool = True
-) -> list[dict[str, Any]]:
+def videos_of(folder: Path, *, is_live: bool = True) -> list[dict[str, Any]]:
     """The newest of every kind of video first, then others by age.
 
     Args:
         folder: ``videos`` of a run.
-        most: How many.
         is_live: True where a video may still be being written: one of this second is left out.
 
     Returns:
@@ -53,7 +49,7 @@ def videos_of(
         }
         (others if kind in kinds else first).append(facts)
         kinds.add(kind)
-    return [*first, *others][:most]
+    return [*first, *others]
 
 
 def video_path(folder: Path, name: str) -> Path | None:

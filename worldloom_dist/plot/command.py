@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom_dist.plot.figure import plot_runs
 from worldloom_dist.plot.reference import find_published
 from worldloom_dist.plot.runs import Run, read_run
@@ -19,6 +19,7 @@ from worldloom_dist.run.curves import AXES
 __all__ = ["main"]
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(words)

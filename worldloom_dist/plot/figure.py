@@ -20,7 +20,7 @@ from worldloom_dist.plot.panels import (
     held_out_name,
 )
 from worldloom_dist.plot.reference import Published, task_key
-from worldloom_dist.plot.runs import Experiment, Run, experiments_of
+from worldloom_dist.plot.runs import Experiment, Run, combine, experiments_of
 from worldloom_dist.plot.style import STYLES, Style, check_drawing, dress, rules
 from worldloom_dist.run.curves import EVALUATION, RATES, TRAINING
 
@@ -103,7 +103,7 @@ def _figure(
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     drawn = [r for env, found in envs.items() for r in _fitting(references, env, found)]
-    _note(figure, envs, drawn, look)
+    _note(figure, envs, axis, drawn, look)
     return figure
 
 
@@ -236,18 +236,24 @@ def _check_references(
 def _note(
     figure: Any,
     envs: Mapping[str, Sequence[Experiment]],
+    axis: str | None,
     references: Sequence[Published],
     look: Style,
 ) -> None:
     """What bands mean, and where published numbers come from, below everything."""
     experiments = [e for found in envs.values() for e in found]
     parts = []
-    if any(len(e.runs) > 1 for e in experiments):
+    returns = [e.curves(EVALUATION, axis) or e.curves(TRAINING, axis) for e in experiments]
+    several = [curves for curves in returns if len(curves) > 1]
+    combined = [curves for curves in several if combine(curves) is not None]
+    if combined:
         parts.append(
             "Several seeds: interquartile mean of the evaluations, band = its 95 % interval by the "
             "stratified bootstrap over seeds (arXiv:2108.13264), fine lines = seeds."
         )
-    if any(len(e.runs) == 1 and e.curves(EVALUATION) for e in experiments):
+    if len(combined) < len(several):
+        parts.append("Seeds that share no step have no curve together: fine lines = seeds.")
+    if any(len(e.curves(EVALUATION, axis)) == 1 for e in experiments):
         parts.append("One seed: evaluation mean, band = standard deviation over its episodes.")
     if any(e.curves(TRAINING) and len(e.runs) == 1 for e in experiments):
         parts.append("Thin line: mean of recent training episodes.")

@@ -10,14 +10,22 @@ import numpy as np
 from worldloom_dist.plot.reference import Published
 from worldloom_dist.plot.runs import Experiment, combine
 from worldloom_dist.plot.style import Style, dress
-from worldloom_dist.run.curves import EVALUATION, TRAINING
+from worldloom_dist.run.curves import EVALUATION, TRAINING, Curve
 
-__all__ = ["axis_of", "draw_held_out", "draw_quantity", "draw_returns", "held_out_name"]
+__all__ = [
+    "axis_of",
+    "draw_held_out",
+    "draw_quantity",
+    "draw_returns",
+    "held_out_name",
+    "together",
+]
 
 LOG_SPAN = 50.0
 """A positive quantity that spans more than this factor is drawn on a logarithmic axis."""
 MOST_SEED_LINES = 20
 MOST_MARKERS = 40
+NO_COMMON_STEP = "seeds without a common step"
 DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (9, 3)))
 
 
@@ -67,28 +75,39 @@ def _draw_reference(axes: Any, reference: Published, number: int, look: Style) -
 
 def _draw_experiment(axes: Any, experiment: Experiment, axis: str | None, colour: str) -> float:
     """Evaluations, and what says how sure they are; returns where the curves end."""
-    seeds = len(experiment.runs)
     evaluations = experiment.curves(EVALUATION, axis)
     training = experiment.curves(TRAINING, axis)
-    label = f"{experiment.label} ({seeds} seeds)" if seeds > 1 else experiment.label
-    if training and not (seeds > 1 and evaluations):
-        curve = combine(training)
-        axes.plot(curve.steps, curve.values, color=colour, linewidth=0.9, alpha=0.6)
+    has_seeds = len(experiment.runs) > 1
+    label = experiment.label
+    if has_seeds:
+        label += f" ({experiment.counted(EVALUATION if evaluations else TRAINING)})"
+    if training and not (has_seeds and evaluations):
+        for curve in together(training):
+            axes.plot(curve.steps, curve.values, color=colour, linewidth=0.9, alpha=0.6)
+            if not evaluations:
+                _band(axes, curve, colour)
         if not evaluations:
-            _band(axes, curve, colour)
             axes.plot([], [], color=colour, linewidth=0.9, label=f"{label}, training")
     if 1 < len(evaluations) <= MOST_SEED_LINES:
         for curve in evaluations:
-            axes.plot(curve.steps, curve.values, color=colour, linewidth=0.6, alpha=0.45)
-    if evaluations:
-        curve = combine(evaluations)
-        _band(axes, curve, colour)
+            axes.plot(
+                *(curve.steps, curve.values),
+                color=colour,
+                linewidth=0.6,
+                alpha=0.45,
+                marker="." if len(curve.steps) == 1 else None,
+            )
+    whole = combine(evaluations) if evaluations else None
+    if evaluations and whole is None:
+        axes.plot([], [], color=colour, linewidth=0.6, label=f"{label}, {NO_COMMON_STEP}")
+    if whole is not None:
+        _band(axes, whole, colour)
         axes.plot(
-            curve.steps,
-            curve.values,
+            whole.steps,
+            whole.values,
             color=colour,
             linewidth=2,
-            marker="o" if len(curve.steps) <= MOST_MARKERS else None,
+            marker="o" if len(whole.steps) <= MOST_MARKERS else None,
             markersize=3.5,
             label=label,
             zorder=3,
@@ -109,14 +128,13 @@ def draw_quantity(
     """One quantity of several experiments; ``has_key`` names them in the figure's legend."""
     drawn = []
     for experiment in experiments:
-        curves = experiment.curves(name, axis)
-        if curves:
-            curve = combine(curves)
+        colour = colours[experiment.label]
+        key = {"label": experiment.label} if has_key else {}
+        for curve in together(experiment.curves(name, axis)):
             drawn.append(curve.values)
-            _band(axes, curve, colours[experiment.label])
-            key = {"label": experiment.label} if has_key else {}
-            colour = colours[experiment.label]
+            _band(axes, curve, colour)
             axes.plot(curve.steps, curve.values, color=colour, linewidth=1.4, **key)
+            key = {}
     values = np.concatenate(drawn) if drawn else np.zeros(1)
     if may_be_log and values.min() > 0 and values.max() / values.min() > LOG_SPAN:
         axes.set_yscale("log")
@@ -136,11 +154,15 @@ def draw_held_out(
 ) -> None:
     """A loss on held-out data, dotted, in the panel of the same loss of training."""
     for experiment in experiments:
-        curves = experiment.curves(held_out_name(loss), axis)
-        if curves:
-            curve = combine(curves)
-            colour = colours[experiment.label]
+        colour = colours[experiment.label]
+        for curve in together(experiment.curves(held_out_name(loss), axis)):
             axes.plot(curve.steps, curve.values, color=colour, linewidth=1.4, linestyle=":")
+
+
+def together(curves: Sequence[Curve]) -> list[Curve]:
+    """What is drawn of several seeds: one curve, or where they share no step, their own."""
+    one = combine(curves) if curves else None
+    return list(curves) if one is None else [one]
 
 
 def _band(axes: Any, curve: Any, colour: str) -> None:

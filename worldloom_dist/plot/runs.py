@@ -4,7 +4,9 @@ curves become one with an interval.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,7 @@ import numpy as np
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import read_object
 from worldloom.evaluation.seeds import bootstrap_interval, iqm
+from worldloom_dist.run.config import ReplayConfig, RunConfig
 from worldloom_dist.run.curves import AXES, Curve, History
 from worldloom_dist.run.view import read_records
 
@@ -27,11 +30,15 @@ MAKES_AN_EXPERIMENT = (
     "agent_overrides",
     "train_ratio",
     "envs_per_worker",
-    "replay.selector",
+    "init_from",
+    "learners",
+    "eval_max_steps",
 )
-"""Settings that make two runs of one agent two experiments; others, as where a run is written or
-how many workers it has, do not.
+"""Settings that make two runs of one agent two experiments, with those of
+:data:`REPLAY_MAKES_AN_EXPERIMENT`; others, as where a run is written or how many workers it has, do
+not.
 """
+REPLAY_MAKES_AN_EXPERIMENT = ("capacity_gb", "capacity_steps", "load", "selector", "stride")
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Run:
         folder: Its folder.
         agent, env, seed: What it trains, where, and with which seed; of an offline run ``env`` is
             its data.
-        settings: Of :data:`MAKES_AN_EXPERIMENT`, flat.
+        settings: What makes an experiment, flat.
         is_offline: True where there is no env.
         history: What it has recorded.
         summary: ``summary.json``, empty before the first.
@@ -108,6 +115,17 @@ class Experiment:
         found = (run.curve(name, axis) for run in self.runs)
         return [curve for curve in found if curve is not None]
 
+    def counted(self, name: str) -> str:
+        """Over how many seeds a curve is, in words: ``3 seeds``, ``1 of 3 seeds`` where not every
+        run has it, and ``3 runs, seed 7 twice`` where one seed was made more than once.
+        """
+        seeds = [run.seed for run in self.runs if run.curve(name) is not None]
+        doubled = {seed: count for seed, count in Counter(seeds).items() if count > 1}
+        of_all = f" of {len(self.runs)}" if len(seeds) < len(self.runs) else ""
+        word = "runs" if doubled else "seeds" if len(self.runs) > 1 else "seed"
+        often = [f", seed {seed} {_times(count)}" for seed, count in doubled.items()]
+        return f"{len(seeds)}{of_all} {word}{''.join(often)}"
+
 
 def read_run(folder: Path) -> Run:
     """A run from its folder.
@@ -119,8 +137,8 @@ def read_run(folder: Path) -> Run:
         run = read_object(folder / "config.json")["run"]
         is_offline = run["env"]["env"] == "none"
         env = f"{run['replay']['load']}, offline" if is_offline else run["env"]["env"]
-        flat = {key: run[key] for key in MAKES_AN_EXPERIMENT if key in run}
-        flat["replay.selector"] = run.get("replay", {}).get("selector")
+        flat = _making(run, MAKES_AN_EXPERIMENT, RunConfig())
+        flat["replay"] = _making(run.get("replay", {}), REPLAY_MAKES_AN_EXPERIMENT, ReplayConfig())
         facts = {
             "agent": run["agent"],
             "env": env,
@@ -158,17 +176,22 @@ def experiments_of(runs: Sequence[Run]) -> dict[str, list[Experiment]]:
     return found
 
 
-def combine(curves: Sequence[Curve]) -> Curve:
+def combine(curves: Sequence[Curve]) -> Curve | None:
     """Several seeds as one curve, over the steps that all of them have reached: the interquartile
     mean with its 95 % interval (:mod:`worldloom.evaluation.seeds`); linear between points. A single
-    curve stays as it is.
+    curve stays as it is. Where every seed has one point, these are combined at their mean step;
+    others that share no step have no curve together, so the result is None.
     """
     if len(curves) == 1:
         return curves[0]
     first = max(curve.steps[0] for curve in curves)
     last = min(curve.steps[-1] for curve in curves)
-    if last < first:  # they share no step: a seed has only just begun
-        return max(curves, key=lambda curve: len(curve.steps))
+    if last < first and all(len(curve.steps) == 1 for curve in curves):
+        ends = np.stack([curve.values for curve in curves])
+        low, high = bootstrap_interval([ends])
+        return Curve(np.mean([curve.steps for curve in curves], axis=0), iqm(ends), low, high)
+    if last < first:  # a seed has only just begun
+        return None
     own = np.unique(np.concatenate([curve.steps for curve in curves]))
     grid = own[(own >= first) & (own <= last)]
     grid = grid if len(grid) <= GRID_POINTS else np.linspace(first, last, GRID_POINTS)
@@ -185,6 +208,21 @@ def check_axis(axis: str | None) -> None:
     """
     if axis is not None and axis not in AXES:
         raise ConfigurationError(f"x must be one of {', '.join(AXES)}, got {axis!r}")
+
+
+def _making(
+    settings: Mapping[str, Any], names: Sequence[str], defaults: RunConfig | ReplayConfig
+) -> dict[str, Any]:
+    """Settings by name; one that an earlier version did not know is as it is without the flag."""
+    return {
+        name: settings[name] if name in settings else getattr(defaults, name)
+        for name in names
+        if name in settings or not dataclasses.is_dataclass(getattr(defaults, name))
+    }
+
+
+def _times(count: int) -> str:
+    return "twice" if count == 2 else f"{count} times"
 
 
 def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -34,7 +34,7 @@ def table_of(runs: Sequence[Run]) -> str:
                 low, high = bootstrap_interval([values])
                 notes.append(
                     f"{experiment.label}: last evaluation {float(iqm(values)):.1f} "
-                    f"[{float(low):.1f}, {float(high):.1f}] over {len(last)} seeds "
+                    f"[{float(low):.1f}, {float(high):.1f}] over {experiment.counted(EVALUATION)} "
                     "(interquartile mean, 95 % interval)"
                 )
         blocks.append("\n".join([env, *aligned(lines, RIGHT), *notes]))

@@ -30,15 +30,16 @@ logger = logging.getLogger(__name__)
 
 
 def absolute_files(config: RunConfig) -> RunConfig:
-    """The config with whole paths in ``replay.load`` and ``replay.held_out``: shards and resumed
-    runs may begin in another folder.
+    """The config with whole paths in ``replay.load``, ``replay.held_out`` and
+    ``learner.checkpoints``: roles and resumed runs may begin in another folder.
     """
     load, held_out = (
         ",".join(whole_name(name) for name in split_sources(text)) or None
         for text in (config.replay.load, config.replay.held_out)
     )
     replay = dataclasses.replace(config.replay, load=load, held_out=held_out)
-    return dataclasses.replace(config, replay=replay)
+    learner = dataclasses.replace(config.learner, checkpoints=config.learner.whole_checkpoints)
+    return dataclasses.replace(config, replay=replay, learner=learner)
 
 
 def recorded_env(config: RunConfig) -> EnvSpec:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worldloom.algorithms.registry import make_agent, make_policy
-from worldloom.core.exceptions import CheckpointError, TrainingError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, TrainingError
 from worldloom.core.protocol import Agent, Policy
 from worldloom.data.selector_spec import parse_selector
 from worldloom.envs.config import NEUTRAL, EnvConfig, EnvLimits
@@ -49,6 +49,7 @@ __all__ = [
     "capture_on_gpu",
     "check_checkpoints",
     "check_live",
+    "check_new_store",
     "check_none",
     "check_trained_env",
     "measure_act_costs",
@@ -299,15 +300,51 @@ def check_trained_env(plan: Plan, checkpoint: str, facts: Mapping[str, Any]) -> 
             )
 
 
-def check_checkpoints(plan: Plan, folder: Path) -> None:
-    """Refuse to go on with a run whose newest checkpoint was trained in another env; reads
-    manifests only.
+def check_new_store(plan: Plan, folder: Path) -> None:
+    """Refuse to begin a run beside checkpoints of another one: it would go on with their weights,
+    and delete them.
 
     Raises:
-        CheckpointError: As :func:`check_trained_env`.
+        ConfigurationError: If ``learner.checkpoints`` holds some.
+        CheckpointError: If the place cannot be opened.
+    """
+    if plan.config.learner.checkpoints is None:
+        return
+    store = build_store(plan, folder)
+    if store.folders():
+        raise ConfigurationError(
+            f"learner.checkpoints: {plan.config.learner.checkpoints} holds checkpoints of another "
+            "run already; name an empty place for this one, go on with the other run by --resume, "
+            "or begin with its agent by --init-from"
+        )
+
+
+def check_checkpoints(plan: Plan, folder: Path) -> None:
+    """Refuse to go on with a run whose checkpoints are not where it looks for them, whose newest
+    one was trained in another env, or that was to begin with another agent; reads manifests only.
+
+    Raises:
+        CheckpointError: As :func:`check_trained_env`, or if there is none and there was one.
+        ConfigurationError: If ``init_from`` came too late.
     """
     store = build_store(plan, folder)
-    for checkpoint in store.folders():
+    folders = store.folders()
+    elsewhere = plan.config.learner.checkpoints
+    # a shard marks its rows for every checkpoint
+    if elsewhere and not folders and any(RunFolder(folder).replay.glob("*/marks.json")):
+        raise CheckpointError(
+            f"learner.checkpoints: {elsewhere} holds no checkpoint, and the run in {folder} has "
+            "written some, so it would begin again without its rows; put them back there, or go "
+            "on in the folder in which it was started"
+        )
+    earlier = RunFolder(folder).read_json("config.json").get("run", {}).get("init_from")
+    if folders and plan.config.init_from != earlier:
+        raise ConfigurationError(
+            f"init_from: the run in {folder} has checkpoints and goes on from them, so it cannot "
+            f"begin with {plan.config.init_from}; leave the flag out, or start a new run with "
+            "--run-dir"
+        )
+    for checkpoint in folders:
         try:
             facts = store.facts(checkpoint)
         except CheckpointError:  # a damaged one is passed over, as it is when the run is restored

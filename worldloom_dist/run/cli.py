@@ -195,7 +195,8 @@ def _base(given: dict[str, str], mistakes: list[str]) -> tuple[RunConfig, bool]:
     if (
         folder is None
         and given.get("--if-exists") == "resume"
-        and Path(given.get("--run-dir", ""), "config.json").exists()
+        and "--run-dir" in given
+        and Path(given["--run-dir"], "config.json").exists()
     ):
         folder = given["--run-dir"]
     base = _preset(given, mistakes)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from worldloom.algorithms.registry import AgentConfig, make_agent_config
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
+from worldloom.core.files import expanded
 from worldloom.data.selector_spec import parse_selector
 from worldloom.envs.config import EnvConfig
 
@@ -187,6 +188,13 @@ class LearnerConfig:
     """Path or URL (s3://, gs://, ...) of the checkpoints (default: in the run folder)."""
     standby: Literal["auto", "on", "off"] = "auto"
     """On Ray, CPU only: a second learner goes on when the first dies; auto: memory allowing."""
+
+    @property
+    def whole_checkpoints(self) -> str | None:
+        """``checkpoints`` as a process that runs in another folder names them."""
+        if self.checkpoints is None or "://" in self.checkpoints:
+            return self.checkpoints
+        return str(expanded(self.checkpoints, "learner.checkpoints").absolute())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import re
 import shlex
 import sys
 import time
@@ -28,80 +27,17 @@ from worldloom.core.files import write_json, write_text
 from worldloom.core.json_text import read_object, to_json
 from worldloom.core.specs import EnvSpec
 from worldloom.envs.consent import sign_run
-from worldloom_dist.run.config import NO_PRESET, RunConfig
+from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.versions import versions
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["RunFolder", "choose_folder", "claim_folder", "run_name"]
+__all__ = ["RunFolder"]
 
 COUNTERS_FILE = "replay/books.json"
 EAGER_FILE = "eager.json"
 LARGEST = 2**24
 """Starts of one role that no run reaches."""
-
-
-def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, bool]:
-    """The folder of a run, and whether a run in it goes on. Creates nothing.
-
-    Raises:
-        ConfigurationError: If the folder holds a run and ``if_exists`` is ``error``.
-    """
-    if config.resume is not None:
-        return config.resume, True
-    if config.run_dir is not None:
-        _check_writable(config.run_dir)
-        exists = (config.run_dir / "config.json").exists()
-        if exists and config.if_exists == "error":
-            raise ConfigurationError(
-                f"run_dir: {config.run_dir} holds a run already; add --if-exists "
-                "resume to go on with it, or name another folder"
-            )
-        return config.run_dir, exists
-    name = run_name(config)
-    taken = [
-        int(p.name.rsplit("-", 1)[1])
-        for p in root.glob(f"{name}-[0-9]*")
-        if p.name.rsplit("-", 1)[1].isdigit()
-    ]
-    return root / f"{name}-{max(taken, default=0) + 1:04d}", False
-
-
-def run_name(config: RunConfig) -> str:
-    """The preset, or where there is none the env: ``cartpole-v1``, ``my_env-thermostat``."""
-    if config.preset != NO_PRESET:
-        return config.preset
-    name = "offline" if config.env.is_none else config.env.name
-    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.") or "run"
-
-
-def claim_folder(config: RunConfig, folder: Path) -> Path:
-    """Make the folder; when another launcher took the same default number meanwhile, take the next
-    one.
-
-    Raises:
-        ConfigurationError: If it cannot be made.
-    """
-    is_named = config.resume is not None or config.run_dir is not None
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=is_named)
-            return folder
-        except OSError as error:
-            if is_named or not isinstance(error, FileExistsError):
-                raise ConfigurationError(
-                    f"run_dir: {folder} cannot be written ({error}); name another folder"
-                ) from error
-            folder, _ = choose_folder(config, folder.parent)
-
-
-def _check_writable(folder: Path) -> None:
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConfigurationError(
-            f"run_dir: {folder} cannot be made, because {parent} is not a folder that "
-            "can be written to"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +68,13 @@ class RunFolder:
         """``summary.json``."""
         return self.path / "summary.json"
 
-    def open(
-        self,
-        config: RunConfig,
-        env: Mapping[str, Any],
-        agent: Mapping[str, Any],
-        words: Sequence[str] = (),
-        started_in: Path = Path(),
-    ) -> str:
-        """Make the folder and hold it; a new run is described in it, and one that goes on keeps its
-        id.
+    @property
+    def has_records(self) -> bool:
+        """True once the run has recorded a number: there is something to look at."""
+        return (self.path / "metrics.jsonl").is_file()
 
-        Of a run that goes on nothing is changed here: see :meth:`describe`, also for the arguments.
-
-        Returns:
-            The run's id.
+    def hold(self) -> None:
+        """Make the folder, and hold it for the life of this process.
 
         Raises:
             ConfigurationError: If another launcher uses the folder, or it cannot be written.
@@ -158,6 +86,26 @@ class RunFolder:
             raise ConfigurationError(
                 f"run_dir: {self.path} cannot be written ({error}); name another folder"
             ) from error
+
+    def open(
+        self,
+        config: RunConfig,
+        env: Mapping[str, Any],
+        agent: Mapping[str, Any],
+        words: Sequence[str] = (),
+        started_in: Path = Path(),
+    ) -> str:
+        """A new run is described in the folder, and one that goes on keeps its id. The folder is
+        held before: see :meth:`hold`.
+
+        Of a run that goes on nothing is changed here: see :meth:`describe`, also for the arguments.
+
+        Returns:
+            The run's id.
+
+        Raises:
+            ConfigurationError: If it holds a run that cannot be read.
+        """
         known = self.read_json("config.json").get("run_id")
         return str(known) if known else self.describe(config, env, agent, words, started_in)
 

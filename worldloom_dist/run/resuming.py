@@ -28,7 +28,11 @@ def resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
     ):  # the run's has been applied; another one would not be
         fixed["preset"] = (base.preset, config.preset)
     fixed["replay.shards"] = (base.replay.shards, config.replay.shards)
-    fixed["learner.checkpoints"] = (base.learner.checkpoints, config.learner.checkpoints)
+    fixed["learner.checkpoints"] = (
+        base.learner.whole_checkpoints,
+        config.learner.whole_checkpoints,
+    )
+    fixed["seed"] = (base.seed, config.seed)
     fixed["replay.durability"] = (
         base.replay.durability == "none",
         config.replay.durability == "none",

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import write_text
+from worldloom_dist.run.claim import choose_folder, run_name
 from worldloom_dist.run.cli import parse
-from worldloom_dist.run.folder import choose_folder, run_name
 from worldloom_dist.run.slurm import SlurmJob, sbatch, sbatch_script, value_of
 from worldloom_dist.seeds import split_words
 

@@ -1,10 +1,12 @@
 """What the page of a run shows is what the run has written, and no more of it than fits."""
 
 import json
+import shlex
 
 import pytest
 
 from tests.worldloom_dist.written_runs import write_run
+from worldloom_dist.page.app import page_html
 from worldloom_dist.page.state import MOST_ROWS, RunState
 from worldloom_dist.page.videos import video_path, videos_of
 
@@ -102,6 +104,22 @@ def test_an_offline_run_is_over_its_updates(tmp_path):
     assert state["view"]["is_offline"]
     assert state["view"]["title"] == "tdmpc2:ci on data.npz, offline, seed 1"
     assert state["axes"]["updates"][-1] == 10_000
+
+
+def test_the_page_says_how_many_videos_it_leaves_out(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "videos").mkdir()
+    for number in range(11):
+        (folder / "videos" / f"eval-{number:09d}-0.gif").write_bytes(b"GIF89a")
+    state = RunState(folder).read()
+    assert (len(state["videos"]), state["videos_left_out"]) == (8, 3)
+
+
+def test_the_page_names_the_run_as_it_is_typed(tmp_path):
+    folder = write_run(tmp_path / "my runs" / "it's one")
+    typed = RunState(folder).read()["run"]["typed"]
+    assert shlex.split(f"worldloom status {typed}") == ["worldloom", "status", str(folder)]
+    assert "worldloom status ${state.run.typed} says" in page_html()
 
 
 def test_the_newest_video_of_each_kind_comes_first(tmp_path):

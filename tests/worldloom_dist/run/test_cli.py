@@ -176,6 +176,20 @@ def test_a_run_folder_that_exists_is_refused_and_told_how_to_go_on(tmp_path, cap
     assert "--if-exists resume" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("is_in_a_run", [False, True])
+def test_going_on_without_naming_the_run_is_refused(is_in_a_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if is_in_a_run:
+        config = parse([]).to_dict()
+        (tmp_path / "config.json").write_text(json.dumps({"run_id": "x", "run": config}))
+    before = sorted(tmp_path.iterdir())
+    assert launch.main(["--preset", "debug", "--if-exists", "resume"]) == 2
+    error = capsys.readouterr().err
+    assert "--if-exists resume needs --run-dir" in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_resume_that_changes_the_architecture_shows_the_difference(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"run_id": "x", "run": parse([]).to_dict()}))
     assert launch.main(["--resume", str(tmp_path), "--agent.latent-dim", "128"]) == 2

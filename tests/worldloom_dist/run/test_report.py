@@ -7,12 +7,11 @@ import types
 
 import pytest
 
-from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.counts import Counts
-from worldloom_dist.run.folder import RunFolder, choose_folder, claim_folder
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.plan import resolve
 from worldloom_dist.run.presets import PRESETS
 from worldloom_dist.run.report import Report
@@ -106,6 +105,7 @@ def test_who_waits_names_the_bottleneck(plan, tmp_path):
 
 def test_the_folder_keeps_the_runs_id_and_its_incarnations_rise(plan, tmp_path):
     folder = RunFolder(tmp_path / "run")
+    folder.hold()
     first = folder.open(plan.config, plan.env_spec.to_dict(), {})
     assert folder.open(plan.config, plan.env_spec.to_dict(), {}) == first
     assert len((folder.path / "command.txt").read_text().splitlines()) == 1, (
@@ -120,52 +120,6 @@ def test_the_folder_keeps_the_runs_id_and_its_incarnations_rise(plan, tmp_path):
         p.name for p in folder.path.iterdir()
     }
     assert len((folder.path / "command.txt").read_text().splitlines()) == 2
-
-
-def test_a_new_run_gets_the_next_number(tmp_path):
-    config = parse([])
-    assert choose_folder(config, tmp_path) == (tmp_path / "quick-0001", False)
-    (tmp_path / "quick-0007").mkdir()
-    assert choose_folder(config, tmp_path) == (tmp_path / "quick-0008", False)
-
-
-def test_an_existing_run_goes_on_only_when_asked(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"run_id": "x", "run": parse([]).to_dict()}))
-    with pytest.raises(ConfigurationError, match="--if-exists resume"):
-        choose_folder(parse(["--run-dir", str(tmp_path)]))
-    assert choose_folder(parse(["--run-dir", str(tmp_path), "--if-exists", "resume"])) == (
-        tmp_path,
-        True,
-    )
-    assert choose_folder(parse(["--run-dir", str(tmp_path / "new"), "--if-exists", "resume"])) == (
-        tmp_path / "new",
-        False,
-    )
-
-
-def test_two_launchers_that_chose_the_same_number_get_two_folders(tmp_path):
-    config = parse(["--preset", "quick"])
-    chosen, _ = choose_folder(config, tmp_path)
-    assert claim_folder(config, chosen) == tmp_path / "quick-0001"
-    assert claim_folder(config, chosen) == tmp_path / "quick-0002"
-
-
-@pytest.mark.parametrize(
-    ("words", "name"),
-    [
-        ("--env gym:CartPole-v1 --agent dreamerv3:ci", "cartpole-v1-0001"),
-        ("--env my_env:Thermostat", "my_env-thermostat-0001"),
-        ("--env none --replay.load x.npz", "offline-0001"),
-        ("--preset quick+debug", "quick+debug-0001"),
-    ],
-)
-def test_a_run_without_a_preset_is_named_after_its_env(words, name, tmp_path):
-    assert choose_folder(parse(words.split()), tmp_path) == (tmp_path / name, False)
-
-
-def test_a_folder_that_was_named_is_used_as_it_is(tmp_path):
-    config = parse(["--run-dir", str(tmp_path)])
-    assert claim_folder(config, tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize("preset", PRESETS)

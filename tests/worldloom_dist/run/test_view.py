@@ -135,6 +135,42 @@ def test_status_prints_the_view_and_its_exit_status_says_how_the_run_is(folder, 
     assert json.loads(capsys.readouterr().out)["error"] == "TrainingError: no workers"
 
 
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_status_waits_for_the_end_where_there_is_no_terminal(folder, capsys, monkeypatch, words):
+    waits = []
+
+    def end(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            change(folder, status="failed", error="TrainingError: no workers")
+
+    monkeypatch.setattr(status.time, "sleep", end)
+    assert status.main([str(folder), "--watch", *words]) == 1
+    assert len(waits) == 2
+    text = capsys.readouterr().out
+    assert text.count("no workers") == 1, "only the end is told"
+    if words:
+        assert json.loads(text)["status"] == "failed"
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_watched_run_whose_folder_is_deleted_is_one_sentence(folder, capsys, monkeypatch, words):
+    monkeypatch.setattr(status.time, "sleep", lambda _: (folder / "config.json").unlink())
+    assert status.main([str(folder), "--watch", *words]) == 2
+    shown = capsys.readouterr()
+    assert "holds no run" in shown.err
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+
+
+def test_ctrl_c_ends_watching_and_tells_the_last_view(folder, capsys, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status.time, "sleep", interrupt)
+    assert status.main([str(folder), "--watch"]) == 0
+    assert "400 of 1,000 env steps" in capsys.readouterr().out
+
+
 def test_status_of_no_run_is_one_sentence(tmp_path, capsys):
     assert status.main([str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err

@@ -149,6 +149,7 @@ def run(tmp_path, monkeypatch, plan):
     )
     monkeypatch.setattr(fleet_module, "count_cluster_cpus", lambda: 2.0)
     folder = RunFolder(tmp_path / "run")
+    folder.hold()
     folder.open(plan.config, plan.env_spec.to_dict(), {})
     report = Report(plan, folder, {})
     supervisor = FakeSupervisor()

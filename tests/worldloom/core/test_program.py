@@ -1,0 +1,58 @@
+"""How a command ends that a person interrupts."""
+
+import importlib
+
+import pytest
+
+from worldloom import commands
+from worldloom.core.program import interruptible
+
+
+@interruptible
+def command(status):
+    """Its own help."""
+    if status is None:
+        raise KeyboardInterrupt
+    return status
+
+
+def test_ctrl_c_ends_a_command_with_one_line(capsys):
+    assert command(3) == 3
+    assert command(status=None) == 130
+    assert capsys.readouterr().err == "stopped\n"
+    assert command.__doc__ == "Its own help."
+
+
+@pytest.mark.parametrize(
+    ("module", "inner", "words"),
+    [
+        ("worldloom_dist.check_env", "_parser", ["toy:point"]),
+        ("worldloom_dist.doctor", "check_machine", []),
+        ("worldloom_dist.plot.command", "read_run", ["--table", "runs/x"]),
+        ("worldloom_dist.report", "report_html", ["runs/x"]),
+        ("worldloom_dist.runs", "_parser", []),
+        ("worldloom_dist.status", "read_view", ["runs/x"]),
+        ("worldloom_dist.enjoy", "evaluate", ["--video", "runs/x"]),
+        ("worldloom_dist.launch", "parse", []),
+    ],
+)
+def test_every_command_is_interrupted_without_a_traceback(
+    module, inner, words, monkeypatch, capsys, tmp_path
+):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    loaded = importlib.import_module(module)
+    monkeypatch.setattr(loaded, inner, interrupt)
+    assert loaded.main(words) == 130
+    assert capsys.readouterr().err.endswith("stopped\n")
+
+
+def test_ctrl_c_in_a_command_of_the_library_is_one_line(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "find_modules_here", interrupt)
+    assert commands.main(["models"]) == 130
+    assert capsys.readouterr().err == "stopped\n"

@@ -1,0 +1,104 @@
+"""Which folder a run gets, and when it may be deleted again."""
+
+import json
+import threading
+
+import pytest
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.run.claim import Claim, choose_folder, claim_folder
+from worldloom_dist.run.cli import parse
+
+
+def test_a_new_run_gets_the_next_number(tmp_path):
+    config = parse([])
+    assert choose_folder(config, tmp_path) == (tmp_path / "quick-0001", False)
+    (tmp_path / "quick-0007").mkdir()
+    assert choose_folder(config, tmp_path) == (tmp_path / "quick-0008", False)
+
+
+def test_an_existing_run_goes_on_only_when_asked(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"run_id": "x", "run": parse([]).to_dict()}))
+    with pytest.raises(ConfigurationError, match="--if-exists resume"):
+        choose_folder(parse(["--run-dir", str(tmp_path)]))
+    assert choose_folder(parse(["--run-dir", str(tmp_path), "--if-exists", "resume"])) == (
+        tmp_path,
+        True,
+    )
+    assert choose_folder(parse(["--run-dir", str(tmp_path / "new"), "--if-exists", "resume"])) == (
+        tmp_path / "new",
+        False,
+    )
+
+
+def test_two_launchers_that_chose_the_same_number_get_two_folders(tmp_path):
+    config = parse(["--preset", "quick"])
+    chosen, _ = choose_folder(config, tmp_path)
+    assert claim_folder(config, chosen).path == tmp_path / "quick-0001"
+    assert claim_folder(config, chosen).path == tmp_path / "quick-0002"
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("--env gym:CartPole-v1 --agent dreamerv3:ci", "cartpole-v1-0001"),
+        ("--env my_env:Thermostat", "my_env-thermostat-0001"),
+        ("--env none --replay.load x.npz", "offline-0001"),
+        ("--preset quick+debug", "quick+debug-0001"),
+    ],
+)
+def test_a_run_without_a_preset_is_named_after_its_env(words, name, tmp_path):
+    assert choose_folder(parse(words.split()), tmp_path) == (tmp_path / name, False)
+
+
+def test_a_folder_that_was_named_is_used_as_it_is(tmp_path):
+    config = parse(["--run-dir", str(tmp_path)])
+    assert claim_folder(config, tmp_path).path == tmp_path
+
+
+def test_a_root_that_leads_nowhere_is_one_sentence_and_no_endless_loop(tmp_path):
+    root = tmp_path / "runs"
+    root.symlink_to(tmp_path / "gone")
+    config = parse([])
+    chosen, _ = choose_folder(config, root)
+    refusals = []
+
+    def claim():
+        try:
+            claim_folder(config, chosen)
+        except ConfigurationError as error:
+            refusals.append(str(error))
+
+    thread = threading.Thread(target=claim, daemon=True)
+    thread.start()
+    thread.join(timeout=10)
+    assert refusals
+    assert "cannot be written" in refusals[0]
+    assert "name another folder" in refusals[0]
+
+
+def test_a_folder_in_which_a_run_began_meanwhile_is_not_taken(tmp_path):
+    folder = tmp_path / "run"
+    config = parse(["--run-dir", str(folder), "--if-exists", "resume"])
+    chosen, is_resumed = choose_folder(config)
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match="another launcher has begun a run in"):
+        claim_folder(config, chosen, is_resumed=is_resumed)
+
+
+@pytest.mark.parametrize("facts", [{}, {"is_made": True}, {"is_made": True, "has_begun": True}])
+def test_only_a_folder_that_is_our_own_and_never_ran_is_discarded(tmp_path, facts):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "lock").touch()
+    Claim(folder, **facts).discard()
+    assert folder.exists()
+    Claim(folder, is_made=True, is_held=True).discard()
+    assert not folder.exists()
+
+
+def test_what_a_run_has_recorded_is_not_discarded(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    Claim(tmp_path, is_made=True, is_held=True).discard()
+    assert (tmp_path / "metrics.jsonl").exists()
