@@ -21,8 +21,8 @@ from worldloom_dist.plot.style import check_drawing
 from worldloom_dist.reproduce.outcome import Outcome
 from worldloom_dist.reproduce.peers import Peer, find_peer
 from worldloom_dist.reproduce.targets import MACHINE, TARGETS, Target, find_target, flags
+from worldloom_dist.run.claim import choose_folder
 from worldloom_dist.run.cli import parse, read_config
-from worldloom_dist.run.folder import choose_folder
 from worldloom_dist.run.presets import config_changes
 from worldloom_dist.run.signals import EXIT_AGAIN, stop_on_signals
 from worldloom_dist.run.text_table import aligned
