@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldloom.core.exceptions import ConfigurationError
+
 __all__ = ["SHIFT_PAD", "channel_axis", "resize", "shift_crop"]
 
 SHIFT_PAD = 3
@@ -19,8 +21,20 @@ SHIFT_PAD = 3
 def channel_axis(shape: tuple[int, ...]) -> int:
     """Which axis of a rank-3 image shape holds the channels: 0 (CHW) if the first is the smaller
     end, otherwise 2 (HWC).
+
+    Raises:
+        ConfigurationError: If there would be as many channels as rows or columns: the other end may
+            be the channels as well.
     """
-    return 0 if shape[0] < shape[2] else 2
+    axis = 0 if shape[0] < shape[2] else 2
+    sides = [side for place, side in enumerate(shape) if place != axis]
+    if shape[axis] >= min(sides):
+        raise ConfigurationError(
+            f"an image must have fewer channels than rows and columns, got {tuple(shape)}, whose "
+            "channels may be on either end; use larger images (image_size) or stack fewer of them "
+            "(frame_stack)"
+        )
+    return axis
 
 
 def resize(images: Tensor, size: int) -> Tensor:

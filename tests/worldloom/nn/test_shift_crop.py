@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
+from worldloom.algorithms.dreamerv3.layout import ObsLayout
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.specs import ArraySpec
 from worldloom.nn.shift_crop import SHIFT_PAD, channel_axis, resize, shift_crop
 
 
@@ -30,3 +34,17 @@ def test_resize_keeps_a_fitting_image_and_the_mean_of_others() -> None:
     assert resize(image, 64) is image
     flat = torch.full((1, 3, 100, 40), 77, dtype=torch.uint8)
     torch.testing.assert_close(resize(flat, 64), torch.full((1, 3, 64, 64), 77.0))
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (12, 32, 32), (36, 64, 96), (9, 84, 84)])
+def test_channels_are_the_smaller_end(shape: tuple[int, ...]) -> None:
+    assert channel_axis(shape) == 0
+    assert channel_axis((*shape[1:], shape[0])) == 2
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 36), (36, 32, 32), (40, 32, 36), (64, 64, 64)])
+def test_as_many_channels_as_rows_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigurationError, match=r"fewer channels than rows.*frame_stack"):
+        channel_axis(shape)
+    with pytest.raises(ConfigurationError, match="fewer channels than rows"):
+        ObsLayout.from_specs({"obs": ArraySpec(shape, "uint8")})

@@ -19,6 +19,7 @@ from torch.nn import functional
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import ArraySpec
 from worldloom.nn.functional import symlog
+from worldloom.nn.shift_crop import channel_axis
 
 __all__ = [
     "ActionKey",
@@ -49,7 +50,7 @@ class ImageKey:
     @classmethod
     def from_spec(cls, name: str, spec: ArraySpec) -> ImageKey:
         """Find the channel axis (the smaller of first and last) and check the size."""
-        first = spec.shape[0] < spec.shape[-1]
+        first = channel_axis(spec.shape) == 0
         height, width, channels = (*spec.shape[1:], spec.shape[0]) if first else spec.shape
         if min(height, width) < MIN_SIDE:
             raise ConfigurationError(
