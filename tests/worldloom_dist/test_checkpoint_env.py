@@ -16,7 +16,7 @@ from worldloom.training.remote_checkpoints import open_store
 from worldloom_dist.evaluate import evaluate, load_policy
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.plan import resolve
-from worldloom_dist.runtime.learner_roles import newest_checkpoint
+from worldloom_dist.runtime import learner_state
 
 WORDS = ["--env", "toy:point", "--env.time-limit", "15", "--env-steps", "60"]
 
@@ -70,10 +70,12 @@ def test_copied_checkpoint_is_refused_where_the_env_differs(
 def test_learner_on_ray_ends_the_run_instead_of_starting_again(trained: Path) -> None:
     store = CheckpointStore(trained / "checkpoints")
     with pytest.raises(TrainingError, match=r"env.time_limit 15, and this run has 31"):
-        newest_checkpoint(store, resolve(parse([*SMALL, *WORDS, "--env.time-limit", "31"])))
-    found = newest_checkpoint(store, resolve(parse([*SMALL, *WORDS])))
-    assert found is not None
-    assert found[0] == store.folders()[0]
+        learner_state.newest_state(
+            store, resolve(parse([*SMALL, *WORDS, "--env.time-limit", "31"])), None
+        )
+    state, where = learner_state.newest_state(store, resolve(parse([*SMALL, *WORDS])), None)
+    assert state is not None
+    assert where == store.folders()[0].name
 
 
 def test_checkpoint_that_says_nothing_of_its_env_is_loaded(trained: Path, tmp_path: Path) -> None:

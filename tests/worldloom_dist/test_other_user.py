@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.worldloom_dist.rpc.answering import serving
+from worldloom.core.keys import load_key
 from worldloom.envs.consent import sign_run
-from worldloom_dist.gateway.secret import load_key
 from worldloom_dist.runtime.cluster import private_folder
 from worldloom_dist.runtime.private_folders import release
 

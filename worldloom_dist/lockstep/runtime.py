@@ -36,6 +36,7 @@ from worldloom.core.exceptions import (
     MissingDependencyError,
     TrainingError,
 )
+from worldloom.core.protocol import Agent
 from worldloom.data.selector_spec import parse_selector
 from worldloom.data.windows import SampledWindows
 from worldloom_dist.actors.rollout_worker import RolloutWorker
@@ -86,6 +87,12 @@ TRAIN_FOR_S = 5.0
 """A round that owes many updates returns to the run loop in between."""
 WAIT_FOR_CLIENTS_S = 0.02
 """How long a round without workers waits for a question of a client."""
+
+
+SMALL_BYTES = 8e6
+"""Of weights: an agent with fewer is trained by one thread unless told otherwise. Its products are
+so short that a second thread costs more than it does (tdmpc2:ci on two idle cores: half the rate).
+"""
 
 
 class LocalRuntime:
@@ -148,6 +155,8 @@ class LocalRuntime:
         self.learner = build_learner(
             plan, self.weights, device=device, incarnation=1, folder=folder.path
         )
+        if own.threads is None and device == "cpu" and _is_small(self.learner.agent):
+            torch.set_num_threads(1)
         self.learner.write_back = self.replay.write_back
         if parse_selector(plan.config.replay.selector).uses_priorities:
             self.learner.update_priorities = self.replay.update_priorities
@@ -471,3 +480,7 @@ class LocalRuntime:
         )
         self._reported = self._report.counts
         self._report.update(self._report.counts, self.hub.snapshot())
+
+
+def _is_small(agent: Agent) -> bool:
+    return agent.policy_weights().nbytes < SMALL_BYTES

@@ -161,7 +161,7 @@ class LearnerConfig:
     device: str = "auto"
     """Where it trains: auto, cpu, cuda, cuda:1 ..."""
     threads: int | None = None
-    """Torch threads of the learner (default: the cores that the other roles leave)."""
+    """Torch threads of the learner (default: cores that others leave; 1 for a small local one)."""
     prefetch: int = 2
     """Sample requests kept ahead of the training step."""
     publish_every_s: float = 1.0

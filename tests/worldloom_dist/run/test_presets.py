@@ -56,10 +56,10 @@ OFFICIAL = {
     "space_blocks": 8,
     "actor_layers": 3,
     "critic_layers": 3,
-    "precision": "auto",
+    "precision": "default",
 }
-"""Settings of the official code that all its runs share; its precision is bfloat16, as ``auto`` is
-on CUDA.
+"""Settings of the official code that all its runs share; its precision is bfloat16, as ``default``
+is on CUDA.
 """
 SIZES = {
     "size1m": {"deter": 512, "hidden": 64, "classes": 4, "depth": 4, "units": 64},
