@@ -298,6 +298,7 @@ def test_streams_are_named_after_the_session() -> None:
 
 def test_an_answer_that_was_not_waited_for_is_not_that_of_the_next_question() -> None:
     """Ctrl-C in a notebook while ``act`` waits; the same session is used on."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
     with live() as server, connect(server.address) as session:
         gate = server.rig.decider.gate
         session.act(np.zeros(3, np.float32))
@@ -310,5 +311,6 @@ def test_an_answer_that_was_not_waited_for_is_not_that_of_the_next_question() ->
         server.thread.loop.call_soon_threadsafe(gate.set)
         third = session.act(np.full(3, 2, np.float32))
         fourth = session.act(np.full(3, 3, np.float32))
+    signal.signal(signal.SIGINT, former)
     assert third == pytest.approx(0.02, abs=0.006)  # what FakePolicy says to its third question
     assert fourth == pytest.approx(0.03, abs=0.006)

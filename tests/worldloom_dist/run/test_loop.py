@@ -80,6 +80,7 @@ class Counting:
 @pytest.fixture
 def made(tmp_path):
     folder = RunFolder(tmp_path / "run")
+    folder.hold()
     folder.open(PLAN.config, PLAN.env_spec.to_dict(), {})
 
     def make() -> Run:
