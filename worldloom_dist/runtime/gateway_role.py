@@ -28,7 +28,7 @@ from worldloom_dist.rpc.async_client import AsyncRpcClient
 from worldloom_dist.run.builders import build_policy
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import Plan
-from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.runtime.allocator import freeze_objects, keep_freed_memory
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
@@ -143,7 +143,9 @@ class GatewayRole:
         torch.set_num_threads(1)
         index = FIRST_GATEWAY_SLOT + self._index
         policy = build_policy(self._plan, index, self._incarnation)
-        return InferenceServer(policy, RemoteWeights())
+        server = InferenceServer(policy, RemoteWeights())
+        freeze_objects()
+        return server
 
     def _note_policy(self, server: InferenceServer) -> None:
         self._inference = server

@@ -54,6 +54,9 @@ __all__ = ["LearnerRole", "of_another_rank"]
 
 logger = logging.getLogger(__name__)
 
+GIVES_WAY = 4
+"""Steps of niceness by which a learner gives way where clients of a gateway wait for answers."""
+
 THREADS_SHARE = 2
 """The learner takes one in this many cores unless told otherwise."""
 COUNTED_ONCE = (
@@ -78,6 +81,8 @@ class LearnerRole:
 
     def __init__(self, plan: Plan, folder: Path, incarnation: int, rank: int = 0) -> None:
         keep_freed_memory(is_training=True)
+        if plan.config.gateway_port is not None:
+            os.nice(GIVES_WAY)
         self._plan = plan
         self._folder = RunFolder(folder)
         self._incarnation = incarnation

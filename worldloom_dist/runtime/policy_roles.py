@@ -38,7 +38,7 @@ from worldloom_dist.run.builders import (
 )
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import ActCosts, Plan
-from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.runtime.allocator import freeze_objects, keep_freed_memory
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.log_forwarder import LogForwarder
@@ -116,7 +116,9 @@ class InferenceRole:
         policy = build_policy(self._plan, self._index, self._incarnation, device=device)
         sizes = batch_sizes(self._plan.config.actors.max_batch) if device != "cpu" else ()
         capture_on_gpu(self._plan, policy, device, sizes)
-        return InferenceServer(policy, RemoteWeights(), batch_sizes=sizes)
+        server = InferenceServer(policy, RemoteWeights(), batch_sizes=sizes)
+        freeze_objects()
+        return server
 
 
 class EvaluatorRole:

@@ -67,3 +67,12 @@ def test_the_library_leaves_the_allocator_of_its_caller_alone():
 
 def test_variables_of_the_user_win():
     assert probe("keep", MALLOC_ARENA_MAX="4")[0] == "False"
+
+
+def test_what_is_frozen_is_left_out_of_collections() -> None:
+    code = (
+        "import gc; from worldloom_dist.runtime.allocator import freeze_objects; "
+        "kept = [[] for _ in range(1000)]; freeze_objects(); "
+        "assert gc.get_freeze_count() > 1000; assert len(gc.get_objects()) < 1000"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
