@@ -81,8 +81,6 @@ class LearnerRole:
 
     def __init__(self, plan: Plan, folder: Path, incarnation: int, rank: int = 0) -> None:
         keep_freed_memory(is_training=True)
-        if plan.config.gateway_port is not None:
-            os.nice(GIVES_WAY)
         self._plan = plan
         self._folder = RunFolder(folder)
         self._incarnation = incarnation
@@ -220,6 +218,8 @@ class LearnerRole:
         ranks = self._plan.config.learners
         self._device = device = resolve_device(config.device)
         threads = config.threads or max(1, (os.cpu_count() or 2) // THREADS_SHARE // ranks)
+        if self._plan.config.gateway_port is not None:
+            os.nice(GIVES_WAY)
         prepare_torch(device, threads=threads, tf32=config.tf32, deterministic=config.deterministic)
         self._coordinator = coordinator_client()
         self._weights = RemoteWeights()

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -156,6 +158,10 @@ def test_a_former_learner_is_ended_for_good_also_when_it_is_stopped(stopped):
     command = [TITLE, "-c", program]
     process = subprocess.Popen(command, executable=sys.executable)
     try:
+        deadline = time.monotonic() + 10
+        while not Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(TITLE.encode()):
+            assert time.monotonic() < deadline  # the system has not put its name there yet
+            time.sleep(0.001)
         if stopped:
             os.kill(process.pid, 19)
         assert end_process(process.pid)
