@@ -19,6 +19,7 @@ from worldloom.core.program import called, interruptible
 from worldloom_dist.page.app import page_html
 from worldloom_dist.page.state import RunState
 from worldloom_dist.page.videos import TYPES
+from worldloom_dist.run.view import reading_run
 
 __all__ = ["main", "report_html"]
 
@@ -40,16 +41,8 @@ def report_html(run_dir: Path, *, videos: int = MOST_VIDEOS) -> str:
         ConfigurationError: If the folder holds no run, or one that cannot be read.
     """
     checked("videos", videos, int, NOT_NEGATIVE)
-    try:
+    with reading_run(run_dir):
         state = RunState(run_dir, most_videos=None).read()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigurationError(
-            f"{run_dir} holds no run (no config.json); give a folder that a run writes to"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(
-            f"{run_dir} cannot be read ({error}); repair its files, or give another folder"
-        ) from error
     inside = []
     left = MOST_VIDEO_BYTES
     for video in state["videos"][:videos]:

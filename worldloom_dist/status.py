@@ -17,7 +17,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import to_json
 from worldloom.core.program import called, interruptible
 from worldloom_dist.run.console import plain, render
-from worldloom_dist.run.view import View, read_view
+from worldloom_dist.run.view import View, read_view, reading_run
 
 __all__ = ["main"]
 
@@ -70,16 +70,8 @@ def _read(folders: Sequence[Path]) -> list[View]:
     """
     views = []
     for folder in folders:
-        try:
+        with reading_run(folder):
             views.append(read_view(folder))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise ConfigurationError(
-                f"{folder} holds no run (no config.json); give a folder that a run writes to"
-            ) from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigurationError(
-                f"{folder} cannot be read: {error}; repair its files, or give another folder"
-            ) from error
     return views
 
 

@@ -5,12 +5,11 @@ this module at its start when its folder is on ``PYTHONPATH``.
 clock that all processes of a machine share.
 """
 
-import importlib.abc
-import importlib.machinery
 import os
-import sys
 import time
 from pathlib import Path
+
+from tests.integration.patching import patch_when_imported
 
 seen = set()
 
@@ -74,31 +73,12 @@ def hub(module):
     after(module.MetricsHub, "emit", "hub")
 
 
-PLACES = {
-    "worldloom_dist.learner.learner": learner,
-    "worldloom_dist.replay.coordinator": coordinator,
-    "worldloom_dist.replay.shard": shard,
-    "worldloom_dist.actors.inference": inference,
-    "worldloom_dist.metrics.hub": hub,
-}
-
-
-class Patching(importlib.abc.MetaPathFinder):
-    """Finds the modules above as usual, and patches them once they have been executed."""
-
-    def find_spec(self, name, path=None, target=None):
-        """Of the modules above; None leaves others to the usual finders."""
-        if name not in PLACES:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        execute = spec.loader.exec_module
-
-        def exec_module(module):
-            execute(module)
-            PLACES[name](module)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
-sys.meta_path.insert(0, Patching())
+patch_when_imported(
+    {
+        "worldloom_dist.learner.learner": learner,
+        "worldloom_dist.replay.coordinator": coordinator,
+        "worldloom_dist.replay.shard": shard,
+        "worldloom_dist.actors.inference": inference,
+        "worldloom_dist.metrics.hub": hub,
+    }
+)

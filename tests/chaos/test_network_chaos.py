@@ -36,10 +36,8 @@ from worldloom.core.specs import EnvSpec
 from worldloom_dist.run.cli import read_config
 from worldloom_dist.run.plan import resolve
 
-pytestmark = [
-    pytest.mark.chaos,
-    pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can"),
-]
+WHY_NOT = why_not()
+pytestmark = [pytest.mark.chaos, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 NODES = ("head", "a", "b")
 RESOURCES = {"head": {}, "a": {"worldloom_learner": 1}, "b": {"worldloom_replay": 1}}
 NUM_EVENTS = 4

@@ -7,6 +7,7 @@ run folder. Imports little but the standard library, so that ``status`` answers 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -29,6 +30,7 @@ __all__ = [
     "last_record",
     "read_records",
     "read_view",
+    "reading_run",
     "shown_losses",
     "title_of",
 ]
@@ -184,6 +186,25 @@ def duration(seconds: float) -> str:
     days, hours = divmod(hours, 24)
     clock = f"{hours}:{minutes:02d}:{rest:02d}" if hours or days else f"{minutes}:{rest:02d}"
     return f"{days}d {clock}" if days else clock
+
+
+@contextlib.contextmanager
+def reading_run(folder: Path) -> Iterator[None]:
+    """Say in one sentence what is wrong with a folder that is read inside.
+
+    Raises:
+        ConfigurationError: If it holds no run, or one that cannot be read.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigurationError(
+            f"{folder} holds no run (no config.json); give a folder that a run writes to"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{folder} cannot be read: {error}; repair its files, or give another folder"
+        ) from error
 
 
 def read_view(folder: Path, *, is_live: bool = False) -> View:

@@ -6,12 +6,11 @@ the process that comes to that place next, and the file is gone then. With a fil
 updates fail as one that could not be captured does, unless ``learner.compile`` is off.
 """
 
-import importlib.abc
-import importlib.machinery
 import os
 import signal
-import sys
 from pathlib import Path
+
+from tests.integration.patching import patch_when_imported
 
 
 def die_if_asked(place):
@@ -74,29 +73,11 @@ def in_a_capture(module):
     module.make_step = make_step
 
 
-PLACES = {
-    "worldloom_dist.learner.step": in_a_capture,
-    "worldloom.training.checkpoints": after_the_tensors,
-    "worldloom_dist.runtime.weight_roles": while_weights_are_sent,
-    "worldloom_dist.runtime.prefetcher": after_the_coordinator_has_agreed,
-}
-
-
-class Patching(importlib.abc.MetaPathFinder):
-    """Finds the modules above as usual, and patches them once they have been executed."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name not in PLACES:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        execute = spec.loader.exec_module
-
-        def exec_module(module):
-            execute(module)
-            PLACES[name](module)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
-sys.meta_path.insert(0, Patching())
+patch_when_imported(
+    {
+        "worldloom_dist.learner.step": in_a_capture,
+        "worldloom.training.checkpoints": after_the_tensors,
+        "worldloom_dist.runtime.weight_roles": while_weights_are_sent,
+        "worldloom_dist.runtime.prefetcher": after_the_coordinator_has_agreed,
+    }
+)

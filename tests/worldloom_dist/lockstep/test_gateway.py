@@ -33,6 +33,21 @@ def drive_in_thread(port, steps, **settings):
     return thread, found
 
 
+def complete_with(run, client) -> None:
+    """Let the run complete while a client plays in a thread of its own, from the run's start."""
+    thread = threading.Thread(target=client)
+    begin = run.runtime.start
+
+    def start_and_drive() -> None:
+        begin()
+        thread.start()
+
+    run.runtime.start = start_and_drive
+    assert run.run() == "completed"
+    thread.join(60)
+    assert not thread.is_alive()
+
+
 def test_a_disk_that_fails_for_one_client_does_not_end_the_run(tmp_path, monkeypatch) -> None:
     port = free_port()
     words = ["--env", "toy:counting", "--workers", "0", "--env-steps", "60"]
@@ -51,16 +66,7 @@ def test_a_disk_that_fails_for_one_client_does_not_end_the_run(tmp_path, monkeyp
         with contextlib.suppress(UnavailableError), connect(f"127.0.0.1:{port}") as session:
             play(session, 100_000)  # until the run ends
 
-    thread = threading.Thread(target=client)
-    begin = run.runtime.start
-
-    def start_and_drive() -> None:
-        begin()
-        thread.start()
-
-    run.runtime.start = start_and_drive
-    assert run.run() == "completed"
-    thread.join(60)
+    complete_with(run, client)
     assert not failures
 
 
@@ -80,21 +86,12 @@ def test_clients_feed_a_run_beside_its_workers_or_alone(tmp_path, workers) -> No
         except Exception as error:
             ended.append(repr(error))
 
-    thread = threading.Thread(target=client)
-    original = run.runtime.start
-
-    def start_and_drive() -> None:
-        original()
-        thread.start()
-
-    run.runtime.start = start_and_drive
-    assert run.run() == "completed"
+    complete_with(run, client)
     summary = RunFolder(tmp_path).read_json("summary.json")
     assert summary["gateway"]["rows"] > (100 if workers == "0" else 5)
     assert summary["gateway"]["questions"] >= summary["gateway"]["rows"]
     assert summary["rows"]["inserted"] >= 120
     assert summary["train_steps"] > 0
-    thread.join(40)
     assert ended
 
 
