@@ -97,6 +97,7 @@ def evaluate(
         TrainingError: If a video that was asked for could not be made.
     """
     config = read_config(run_dir)
+    code_of_env = config.env.env
     checked("episodes", episodes, int | None, Bounds(1))
     checked("videos", videos, int, NOT_NEGATIVE)
     checked("max_steps", max_steps, int | None, Bounds(1))
@@ -104,13 +105,14 @@ def evaluate(
     check_device("device", device)
     if config.env.is_none:
         config = dataclasses.replace(config, env=recorded_env(run_dir, env))
-        trust_env = trust_env or env is not None  # who names it has agreed
+        # who names an env has agreed to its code, and to that alone
+        code_of_env = config.env.env if env is None else code_of_env
     elif env is not None:
         raise ConfigurationError(
             f"env: {run_dir} was trained in {config.env.env}, and is evaluated there; "
             "leave --env out"
         )
-    check_env_code(run_dir, config.env.env, outside_module(config.agent), trust_env=trust_env)
+    check_env_code(run_dir, code_of_env, outside_module(config.agent), trust_env=trust_env)
     asked: dict[str, Any] = {
         "eval_episodes": episodes or config.eval_episodes or 10,
         "eval_videos": videos,
