@@ -3,6 +3,7 @@ interrupted.
 """
 
 import json
+import logging
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def payloads(folder) -> dict:
 
 
 @pytest.mark.parametrize("env", ["toy:point", "gym:Pendulum-v1"])
-def test_train_n_equals_train_half_kill_resume_half(tmp_path, env):
+def test_train_n_equals_train_half_kill_resume_half(tmp_path, env, caplog):
     words = ["--env", env, "--workers", "2", "--env-steps", "180"]
     assert start(tmp_path / "whole", *words).run() == "completed"
     broken = start(tmp_path / "broken", *words)
@@ -41,8 +42,12 @@ def test_train_n_equals_train_half_kill_resume_half(tmp_path, env):
     while broken.report.env_steps < 150:
         broken.turn()
     broken.runtime.replay.close()  # as death does: the lock goes, everything in memory is lost
+    saved = newest_state(tmp_path / "broken")["learner"]["train_steps"]
+    assert 0 < saved < broken.runtime.learner.train_steps
     resumed = start(tmp_path / "broken", *words)
-    assert resumed.run() == "completed"
+    with caplog.at_level(logging.INFO):
+        assert resumed.run() == "completed"
+    assert "goes on from step-" in caplog.text, "and does not begin again"
     whole = newest_state(tmp_path / "whole")
     again = newest_state(tmp_path / "broken")
     assert_equal_trees(whole["learner"], again["learner"])
