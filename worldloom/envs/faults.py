@@ -57,6 +57,7 @@ class FailureTracker:
         self._faults: list[EnvFault] = []
         self._quarantined: dict[int, EnvFault] = {}
         self._due_s = [0.0] * num_envs
+        self._last_detail = ""
 
     def record(self, env: int, kind: FaultKind, detail: str) -> None:
         """Enter a failure and set when the env may be built again.
@@ -80,8 +81,9 @@ class FailureTracker:
             kind,
             len(times),
             ", in quarantine now" if fault.is_quarantined else "",
-            detail,
+            "as before" if detail == self._last_detail else detail,
         )
+        self._last_detail = detail
         if len(self._quarantined) == len(self._times):
             raise EnvFailureError(
                 f"no env is left of {len(self._times)}; the last failure: env {env} "

@@ -163,7 +163,10 @@ def check_live(
     """
     least = plan.config.actors.min_live
     if left + missing < max(1, least):
-        reasons = "; ".join(f"{name}: {why}" for name, why in quarantined.items())
+        of_reason: dict[str, list[str]] = {}
+        for name, why in quarantined.items():
+            of_reason.setdefault(why, []).append(name)
+        reasons = "; ".join(f"{', '.join(names)}: {why}" for why, names in of_reason.items())
         raise TrainingError(
             f"only {left} of {wanted} env workers are left, and actors.min_live is "
             f"{least} ({reasons})"
