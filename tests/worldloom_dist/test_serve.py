@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.ending import ended
 from tests.worldloom_dist.local_runs import start
 from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
@@ -182,7 +183,7 @@ def test_the_command_serves_until_a_signal_comes(run_dir) -> None:
     command = [sys.executable, "-m", "worldloom_dist.serve", str(run_dir), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    with process.stderr as lines:
+    with ended(process), process.stderr as lines:
         port = next(line.rsplit(":", 1)[1] for line in lines if " at 127.0.0.1:" in line)
         with connect(f"127.0.0.1:{int(port)}") as session:
             obs = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in session.obs_specs}

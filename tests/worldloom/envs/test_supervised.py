@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.ending import ended
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, StateError
 from worldloom.envs import supervised as supervised_module
 from worldloom.envs.config import EnvConfig, EnvLimits
@@ -288,14 +289,14 @@ def test_env_processes_end_with_their_parent_even_while_they_hang(tmp_path: Path
     """)
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(pids) == 2
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "happened").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    parent.kill()
-    parent.communicate()
+    with ended(parent):
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "happened").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    parent.stdout.close()
     while any(is_running(pid) for pid in pids):
         assert time.monotonic() < deadline, "an env process outlived its parent"
         time.sleep(0.02)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.ending import ended
 from tests.ports import free_port
 from tests.worldloom_dist.learner import rank_process
 from worldloom.core.process_group import SINGLE_PROCESS
@@ -25,11 +26,12 @@ def test_two_gloo_ranks_equal_one_rank_with_the_joint_batch(name, tmp_path):
     processes = [
         subprocess.Popen([*script, str(rank), "2", str(port)], env=environment) for rank in range(2)
     ]
-    alone = rank_process.make(name)
-    for number in range(rank_process.UPDATES):
-        alone.train_step(rank_process.batch(alone, number))
-    expected = rank_process.flat(alone.state_dict())
-    assert [process.wait(110) for process in processes] == [0, 0]
+    with ended(*processes):
+        alone = rank_process.make(name)
+        for number in range(rank_process.UPDATES):
+            alone.train_step(rank_process.batch(alone, number))
+        expected = rank_process.flat(alone.state_dict())
+        assert [process.wait(110) for process in processes] == [0, 0]
     ranks = [np.load(tmp_path / f"rank{rank}.npz") for rank in range(2)]
     assert set(ranks[0]) == set(expected)
     for path, value in expected.items():
