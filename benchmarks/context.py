@@ -11,12 +11,14 @@ from typing import Any
 
 __all__ = ["context"]
 
+LOAD_AT_START = os.getloadavg()[0]
+"""When the script began: what it measures is a load of its own."""
 CODE = ["--", ":(top)", ":(top,exclude)benchmarks/results"]
 """What must be committed: everything but what an earlier script has just written."""
 
 
 def context() -> dict[str, Any]:
-    """Machine, load, commit and command, ready for JSON."""
+    """Machine, load when the script began, commit and command, ready for JSON."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")
     git = ["git", "-C", str(Path(__file__).parent)]
@@ -30,7 +32,7 @@ def context() -> dict[str, Any]:
         "machine": {
             "cpu": model,
             "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
+            "load": LOAD_AT_START,
             "python": platform.python_version(),
         },
         "commit": commit + ("+changes" if status.strip() else ""),
