@@ -341,7 +341,7 @@ class RolloutWorker:
 
         try:
             state = self.env.state()
-            split_tree(state)
+            split_tree({"envs": state})
         except FOREIGN_ERRORS as error:
             if not self._has_told:
                 self._has_told = True
@@ -362,7 +362,8 @@ class RolloutWorker:
         if row is not None and bool((row.live & row.is_last).any()):
             action = {key: spec.zeros(self.num_envs) for key, spec in self.spec.action.items()}
             ends = dataclasses.replace(row, live=row.live & row.is_last)
-            self._store(ends, Actions(action, {}, NO_POLICY))
+            version = NO_POLICY if self._is_random else self._acting.version
+            self._store(ends, Actions(action, {}, version))
 
     def _takes_back(self, state: Any) -> bool:
         """True if the envs go on where they were; those that cannot begin new episodes, from a seed

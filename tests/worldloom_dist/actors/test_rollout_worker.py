@@ -448,3 +448,5 @@ def test_an_end_that_has_arrived_is_kept_by_a_checkpoint_that_begins_new_episode
     assert has_ended == bool(ends[-1]) == (steps != 3)
     assert len(ends) == steps + has_ended
     assert len(worker.drain_episodes()) == ends.sum()
+    versions = [chunk.version for chunk in sink.chunks[StreamId(2, 7, 0)]]
+    assert versions == sorted(versions), "an older policy would be another life of the stream"
