@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.json_text import read_object
+from worldloom_dist.metrics.names import loss_of, split_key
 from worldloom_dist.page.videos import videos_of
-from worldloom_dist.run.curves import EVALUATION, TRAINING, History
+from worldloom_dist.run.curves import AXES, EVALUATION, TRAINING, History
 from worldloom_dist.run.view import View, read_view
 
 __all__ = ["RunState"]
@@ -26,7 +27,7 @@ DIGITS = 5
 LOG_BYTES = 6_000
 USE_WINDOW_S = 120.0
 """Where time goes is told of so long a stretch."""
-SPENT = {"learner": "learner_seconds_total{phase=", "workers": "actor_seconds_total{state="}
+SPENT = {"learner": "learner_seconds_total", "workers": "actor_seconds_total"}
 FAULTS = {
     "env_errors_total{reason=raised}": "envs raised an error",
     "env_errors_total{reason=hung}": "envs hung and were ended",
@@ -142,17 +143,19 @@ class RunState:
         return read_object(path) if path.exists() else {}
 
     def _curves(self, view: View) -> dict[str, Any]:
-        """Columns: where the rows are on every axis, then a value per row and curve."""
+        """Columns: where the rows are on every axis (null where the run did it again), then a value
+        per row and curve.
+        """
         history = self._history or self._new_history()
         rows = history.rows
         names = [name for name in history.names if name != EVALUATION]
         groups = {TRAINING: "return"}
         curves = []
         for name in names:
-            is_loss = name.startswith("loss{")
+            loss = loss_of(name)
             curve: dict[str, Any] = {
-                "name": name.removeprefix("loss{name=").rstrip("}") if is_loss else name,
-                "group": "loss" if is_loss else groups.get(name, "rate"),
+                "name": name if loss is None else loss,
+                "group": groups.get(name, "rate") if loss is None else "loss",
                 "values": [_short(row.values.get(name)) for row in rows],
             }
             if any(row.count > 1 for row in rows):
@@ -162,9 +165,10 @@ class RunState:
             curves.append(curve)
         evaluations = [
             {
-                "env_steps": record["env_steps"],
-                "updates": history.place(record["env_steps"], "updates"),
-                "hours": history.place(record["env_steps"], "time"),
+                **{
+                    axis.field: history.place(record["env_steps"], name)
+                    for name, axis in AXES.items()
+                },
                 **{key: record.get(key) for key in ("return_mean", "return_std", "episodes")},
             }
             for record in history.evaluations
@@ -172,8 +176,8 @@ class RunState:
         return {
             "axis": "updates" if view.is_offline else "env_steps",
             "axes": {
-                place: [_short(getattr(row, place), 8) for row in rows]
-                for place in ("env_steps", "updates", "hours")
+                axis.field: [_short(place, 8) for place in history.places(name)]
+                for name, axis in AXES.items()
             },
             "curves": curves,
             "evaluations": evaluations,
@@ -204,11 +208,11 @@ class RunState:
         first, last = (self._spent[place][1] for place in (0, -1))
         before = first if len(self._spent) > 1 else {}
         found = {}
-        for side, start in SPENT.items():
+        for side, name in SPENT.items():
             seconds = {
-                key.removeprefix(start).rstrip("}"): _difference(value, before.get(key))
+                " ".join(split_key(key)[1].values()): _difference(value, before.get(key))
                 for key, value in last.items()
-                if key.startswith(start)
+                if key.startswith(f"{name}{{")
             }
             if sum(seconds.values()) > 0:
                 found[side] = seconds

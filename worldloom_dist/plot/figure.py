@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.metrics.names import loss_of
 from worldloom_dist.plot.panels import (
     axis_of,
     draw_held_out,
@@ -159,7 +160,7 @@ def _add_losses(
 
 
 def _loss_title(name: str) -> str:
-    short = name.removeprefix("loss{name=").rstrip("}")
+    short = loss_of(name) or ""
     return short if short.startswith("loss") else f"loss: {short}"
 
 
@@ -208,7 +209,7 @@ def _fitting(
 
 def _losses_of(experiments: Sequence[Experiment]) -> list[str]:
     """Every loss, the total first."""
-    names = {name for e in experiments for name in e.curve_names if name.startswith("loss{")}
+    names = {name for e in experiments for name in e.curve_names if loss_of(name) is not None}
     names = {name for name in names if name not in {held_out_name(other) for other in names}}
     return sorted(names, key=lambda name: (name != "loss{name=total}", name))
 

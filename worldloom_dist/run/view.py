@@ -21,6 +21,7 @@ from typing import Any
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import checked, normalize
 from worldloom.core.json_text import parse_json, read_object
+from worldloom_dist.metrics.names import loss_of
 
 __all__ = [
     "View",
@@ -169,9 +170,9 @@ def shown_losses(values: Mapping[str, Any]) -> dict[str, float]:
     then the first ones by name.
     """
     found: dict[str, float] = {
-        key.removeprefix("loss{name=").rstrip("}"): value
+        loss: value
         for key, value in sorted(values.items())
-        if key.startswith("loss{name=") and isinstance(value, int | float)
+        if (loss := loss_of(key)) is not None and isinstance(value, int | float)
     }
     first: dict[str, float] = {
         name: found[name] for name in ("total", "held_out/total") if name in found
