@@ -5,8 +5,8 @@ Roles send increments and observations every few seconds; the hub keeps totals. 
 histograms of all instances of a role are added up; gauges of a role's instances become one number,
 as the table of metrics says (``MetricInfo.across``), and so do those of several roles where a run
 has one number for them all. So the number of series depends on the roles and not on how many
-workers there are. The window of recent episodes is the run's, whichever roles play them. Nothing here blocks training: a role that cannot reach the
-hub drops its flush and goes on.
+workers there are. The window of recent episodes is the run's, whichever roles play them. Nothing
+here blocks training: a role that cannot reach the hub drops its flush and goes on.
 """
 
 from __future__ import annotations

@@ -564,7 +564,7 @@ def _parts(key: str) -> tuple[str, dict[str, str], str]:
     while place < len(text):
         found = LABEL.match(text, place)
         if found is None:
-            raise ValueError(f'metric key {key!r} must have labels like NAME=VALUE or NAME="VALUE"')
+            raise ValueError(f"metric key {key!r} must have labels like NAME=VALUE, or quoted")
         label, value = found.groups()
         labels[label] = json.loads(value) if value.startswith('"') else value
         place = found.end()
