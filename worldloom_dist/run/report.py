@@ -289,12 +289,12 @@ class Report:
             steps = self.progress if known is None else known
             self.sinks.show(steps, f"videos/{medium.name}", medium.path)
 
-    def close(self) -> None:
-        """Let the sinks write what they have, the pictures of the last seconds included; waits for
-        them a short time.
+    def close(self, status: str = "completed") -> None:
+        """Let the sinks write what they have, the pictures of the last seconds included, and how
+        the run ended; waits for them a short time.
         """
         self._show(self._media.fresh(unchanged_s=0.0))
-        self.sinks.close()
+        self.sinks.close(status)
 
     def view(self) -> View:
         """What a person wants to see now."""
