@@ -252,9 +252,7 @@ class SinkThread:
             if item is not None:
                 self._open(waiting, sinks, failures)
             for name, sink in list(sinks.items()):
-                action = (
-                    partial(_close, sink, self._status) if item is None else partial(item, sink)
-                )
+                act = partial(_close, status=self._status) if item is None else item
                 if not self._try(name, failures, partial(act, sink)):
                     del sinks[name]
             if item is None:
