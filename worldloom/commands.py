@@ -21,6 +21,7 @@ from worldloom.core.exceptions import (
     ConfigurationError,
     MissingDependencyError,
     WorldLoomError,
+    nearest,
 )
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded, write_json
@@ -60,7 +61,6 @@ def main(words: Sequence[str] | None = None) -> int:
     1 anything else.
     """
     words = list(sys.argv[1:] if words is None else words)
-    find_modules_here()
     if not words:
         _parser().print_help()
         return 0
@@ -70,6 +70,12 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     if words and words[0] in RUN_COMMANDS and not _is_about_a_model(words):
         return _of_run(words[0], words[1:])
+    if not words[0].startswith("-") and words[0] not in _names():
+        sys.stderr.write(
+            f"error: {words[0]}: no such command{nearest(words[0], _names())} "
+            "(worldloom --help lists all)\n"
+        )
+        return 2
     options = _parser().parse_args(words)
     run: Callable[[argparse.Namespace], None] = options.run
     try:
@@ -96,7 +102,7 @@ def find_modules_here() -> None:
 def _is_about_a_model(words: Sequence[str]) -> bool:
     """``evaluate --model M`` measures a world model, as it did before there were runs."""
     given = {word.partition("=")[0] for word in words[1:]}
-    return words[0] == "evaluate" and (len(words) == 1 or bool(given & set(MODEL_FLAGS)))
+    return words[0] == "evaluate" and bool(given & set(MODEL_FLAGS))
 
 
 def _of_run(command: str, words: Sequence[str]) -> int:

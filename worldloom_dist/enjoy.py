@@ -28,7 +28,9 @@ from worldloom.envs.consent import with_consent
 from worldloom.envs.factory import make_env
 from worldloom_dist.actors.videos import picture_of
 from worldloom_dist.evaluate import evaluate, load_policy
+from worldloom_dist.run.cli import read_config
 from worldloom_dist.run.console import stdout_to_stderr
+from worldloom_dist.run.listing import newest_run
 
 __all__ = ["main", "play"]
 
@@ -158,7 +160,7 @@ def main(words: Sequence[str] | None = None) -> int:
         prog=called("enjoy"),
         description="Watch the agent of a run play: in a window, or without a screen as videos.",
     )
-    parser.add_argument("run_dir", type=Path, help="a run folder")
+    parser.add_argument("run_dir", type=Path, nargs="?", help="a run folder (default: the newest)")
     parser.add_argument(
         "--checkpoint", default="newest", help="newest, best, or a folder name (default: newest)"
     )
@@ -184,13 +186,15 @@ def main(words: Sequence[str] | None = None) -> int:
     }
     try:
         checked("episodes", options.episodes, int, Bounds(1))
+        run_dir = options.run_dir or newest_run()
+        read_config(run_dir)  # before anything is said of what will be written
         if reason:
             word = "video" if options.episodes == 1 else f"{options.episodes} videos"
-            sys.stderr.write(f"{reason}: writing {word} to {options.run_dir / 'videos'}\n")
+            sys.stderr.write(f"{reason}: writing {word} to {run_dir / 'videos'}\n")
             with stdout_to_stderr():
                 result = with_consent(
                     lambda trust_env: evaluate(
-                        options.run_dir, videos=options.episodes, trust_env=trust_env, **chosen
+                        run_dir, videos=options.episodes, trust_env=trust_env, **chosen
                     ),
                     trust_env=options.trust_env,
                 )
@@ -199,7 +203,7 @@ def main(words: Sequence[str] | None = None) -> int:
         else:
             with stdout_to_stderr(), _window() as show:
                 returns = with_consent(
-                    lambda trust_env: play(options.run_dir, show, trust_env=trust_env, **chosen),
+                    lambda trust_env: play(run_dir, show, trust_env=trust_env, **chosen),
                     trust_env=options.trust_env,
                 )
             lines = []

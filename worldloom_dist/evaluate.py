@@ -38,6 +38,7 @@ from worldloom_dist.run.config import ReplayConfig, RunConfig
 from worldloom_dist.run.console import stdout_to_stderr
 from worldloom_dist.run.drawing import remedy_for, why_not_drawn
 from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.listing import newest_run
 from worldloom_dist.run.machine import check_device
 from worldloom_dist.run.plan import resolve
 
@@ -247,7 +248,9 @@ def main(words: Sequence[str] | None = None) -> int:
         prog=called("evaluate"),
         description="Play episodes with a checkpoint of a run.",
     )
-    parser.add_argument("run_dir", help="a run folder, or hf://USER/NAME")
+    parser.add_argument(
+        "run_dir", nargs="?", help="a run folder, or hf://USER/NAME (default: the newest run)"
+    )
     parser.add_argument(
         "--checkpoint", default="newest", help="newest, best, or a folder name (default: newest)"
     )
@@ -291,7 +294,8 @@ def main(words: Sequence[str] | None = None) -> int:
     }
     try:
         with stdout_to_stderr():
-            run_dir = located(options.run_dir, "run_dir")
+            named = options.run_dir
+            run_dir = newest_run() if named is None else located(named, "run_dir")
             result = with_consent(
                 lambda trust_env: evaluate(run_dir, trust_env=trust_env, **chosen),
                 trust_env=options.trust_env,

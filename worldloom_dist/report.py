@@ -19,6 +19,7 @@ from worldloom.core.program import called, interruptible
 from worldloom_dist.page.app import page_html
 from worldloom_dist.page.state import RunState
 from worldloom_dist.page.videos import TYPES
+from worldloom_dist.run.listing import newest_run
 from worldloom_dist.run.view import reading_run
 
 __all__ = ["main", "report_html"]
@@ -68,7 +69,9 @@ def main(words: Sequence[str] | None = None) -> int:
         prog=called("report"),
         description="The page of a run as one HTML file that needs nothing else.",
     )
-    parser.add_argument("run_dir", type=Path, help="a run folder, finished or not")
+    parser.add_argument(
+        "run_dir", type=Path, nargs="?", help="finished or not (default: the newest)"
+    )
     parser.add_argument(
         "-o", "--output", type=Path, default=None, help="(default: report.html in the run folder)"
     )
@@ -79,10 +82,10 @@ def main(words: Sequence[str] | None = None) -> int:
         help="videos and pictures in it at most (default: %(default)s)",
     )
     options = parser.parse_args(words)
-    path = options.output or options.run_dir / "report.html"
     try:
-        text = report_html(options.run_dir, videos=options.videos)
-        write_text(path, text)
+        run_dir = options.run_dir or newest_run()
+        path = options.output or run_dir / "report.html"
+        write_text(path, report_html(run_dir, videos=options.videos))
     except ConfigurationError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -22,7 +22,7 @@ from typing import Any
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import to_json
 from worldloom.core.program import called, interruptible
-from worldloom_dist.run.listing import DAMAGED, STATUSES, RunEntry, find_runs, read_entry
+from worldloom_dist.run.listing import DAMAGED, RUNS, STATUSES, RunEntry, find_runs, read_entry
 from worldloom_dist.run.text_table import aligned
 
 __all__ = ["list_runs", "main", "words_after"]
@@ -262,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         type=Path,
         nargs="*",
-        default=[Path("runs")],
+        default=[RUNS],
         help="looked through for runs, to any depth (default: runs)",
     )
     add: Callable[..., object] = parser.add_argument

@@ -1,4 +1,4 @@
-"""``python -m worldloom_dist.status RUN_DIR...``: what a run does, or how it ended, from its
+"""``python -m worldloom_dist.status [RUN_DIR...]``: what a run does, or how it ended, from its
 folder.
 
 Exit status: 0 running, completed or stopped; 1 failed or died; 2 no run there.
@@ -17,6 +17,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import to_json
 from worldloom.core.program import called, interruptible
 from worldloom_dist.run.console import plain, render
+from worldloom_dist.run.listing import newest_run
 from worldloom_dist.run.view import View, read_view, reading_run
 
 __all__ = ["main"]
@@ -31,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
         prog=called("status"),
         description="What a run does, or how it ended.",
     )
-    parser.add_argument("run_dir", type=Path, nargs="+", help="run folders")
+    parser.add_argument("run_dir", type=Path, nargs="*", help="run folders (default: the newest)")
     parser.add_argument(
         "--watch",
         action="store_true",
@@ -42,9 +43,10 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     is_live = options.watch and sys.stdout.isatty() and not options.json
     try:
-        views = _read(options.run_dir)
+        folders = options.run_dir or [newest_run()]
+        views = _read(folders)
         if options.watch:
-            views = (_watch_live if is_live else _watch)(options.run_dir, views)
+            views = (_watch_live if is_live else _watch)(folders, views)
     except ConfigurationError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

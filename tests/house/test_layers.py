@@ -107,7 +107,11 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom_dist.rpc"},
     {"worldloom_dist.interfaces"},
     {"worldloom_dist.lockstep.runtime", "worldloom_dist.runtime"},
-    {"worldloom_dist.run.agent_help", "worldloom_dist.run.flag_hints"},
+    {
+        "worldloom_dist.run.agent_help",
+        "worldloom_dist.run.flag_hints",
+        "worldloom_dist.run.help_texts",
+    },
     {"worldloom_dist.run.cli"},
     {"worldloom_dist.seeds"},
     {

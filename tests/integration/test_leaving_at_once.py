@@ -38,7 +38,7 @@ def test_second_ctrl_c_leaves_at_once_and_keeps_the_last_checkpoint(tmp_path: Pa
         assert run.leftovers() == []
     assert status == 1, output
     assert "left at once; the last checkpoint is kept" in output
-    assert run.summary()["status"] == "failed"
+    assert run.summary()["status"] == "stopped"
     assert run.summary()["error"] == "left at once"
 
 

@@ -120,6 +120,9 @@ def test_a_run_command_refuses_as_its_module_does(
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--wrokers", "3"]) == 2
     assert "did you mean --workers?" in capsys.readouterr().err
+    assert main(["trian", "--env", "gym:CartPole-v1"]) == 2
+    error = "error: trian: no such command; did you mean train? (worldloom --help lists all)"
+    assert error in capsys.readouterr().err
     assert main(["status", "nowhere"]) == 2
     assert main(["evaluate", "nowhere"]) == 2
     assert "nowhere holds no run" in capsys.readouterr().err
@@ -235,5 +238,5 @@ def test_usage_shows_the_words_that_were_typed(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [program])
     with pytest.raises(SystemExit):
-        main(["status"])
+        main(["status", "--nothing-like-it"])
     assert f"usage: {typed} " in capsys.readouterr().err

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.worldloom_dist.written_runs import write_run
-from worldloom_dist import runs
+from worldloom_dist import enjoy, evaluate, plot, report, runs, status
 from worldloom_dist.run.listing import find_runs
 from worldloom_dist.runs import list_runs, main
 
@@ -251,3 +251,39 @@ def test_words_are_offered_for_completion():
     assert "damaged" in runs.words_after("--status")
     assert "best" in runs.words_after("--sort")
     assert "--since" in runs.words_after("runs")
+
+
+def test_commands_without_a_run_take_the_newest(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    newest = tmp_path / "runs/sweep/deep"
+    later = time.time() + 60
+    for path in [newest / "metrics.jsonl", *(p for p in folder.rglob("*") if p.is_file())]:
+        stamp = later if path.is_relative_to(newest) else later - 1000
+        os.utime(path, (stamp, stamp))
+    records = [json.loads(line) for line in (newest / "metrics.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps({**record, "time": later}) + "\n" for record in records)
+    (newest / "metrics.jsonl").write_text(text)
+    for command in (status, report, plot):
+        assert command.main([]) == 0
+        assert capsys.readouterr().err.splitlines()[0] == "the newest run: runs/sweep/deep"
+    assert (newest / "report.html").exists()
+    assert (newest / "plot.png").exists()
+
+
+@pytest.mark.parametrize("command", [status, report, plot, evaluate, enjoy])
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_commands_without_a_run_where_there_is_none(
+    tmp_path, capsys, monkeypatch, command, has_folder
+):
+    monkeypatch.chdir(tmp_path)
+    if has_folder:
+        (tmp_path / "runs").mkdir()
+    assert command.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: run_dir: no run is named")
+
+
+def test_enjoy_says_nothing_of_videos_where_there_is_no_run(tmp_path, capsys):
+    assert enjoy.main([str(tmp_path / "none"), "--video"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds no run" in line

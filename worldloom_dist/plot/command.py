@@ -15,6 +15,7 @@ from worldloom_dist.plot.runs import Run, read_run
 from worldloom_dist.plot.style import STYLES, check_drawing
 from worldloom_dist.plot.table import table_of
 from worldloom_dist.run.curves import AXES
+from worldloom_dist.run.listing import newest_run
 
 __all__ = ["main"]
 
@@ -23,12 +24,13 @@ __all__ = ["main"]
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(words)
-    path = options.output or options.run_dir[0] / "plot.png"
     try:
+        run_dirs = options.run_dir or [newest_run()]
+        path = options.output or run_dirs[0] / "plot.png"
         if not options.table or options.output:
             check_drawing(path, needs_folder=options.output is not None)
         references = [found for task in options.reference for found in find_published(task)]
-        folders = {folder.resolve(): folder for folder in options.run_dir}  # each counts once
+        folders = {folder.resolve(): folder for folder in run_dirs}  # each counts once
         runs: list[Run] = [read_run(folder) for folder in folders.values()]
         if options.table:
             sys.stdout.write(table_of(runs) + "\n")
@@ -54,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Return, losses and throughput of runs: one panel per env, one colour per "
         "experiment; runs that differ in their seed alone are one experiment.",
     )
-    parser.add_argument("run_dir", type=Path, nargs="+", help="run folders")
+    parser.add_argument("run_dir", type=Path, nargs="*", help="run folders (default: the newest)")
     parser.add_argument(
         "-o",
         "--output",

@@ -28,6 +28,7 @@ from worldloom.core.program import called
 from worldloom_dist.run.agent_help import agent_help
 from worldloom_dist.run.config import NO_PRESET, RunConfig
 from worldloom_dist.run.flag_hints import hint
+from worldloom_dist.run.help_texts import description, footer
 from worldloom_dist.run.presets import PRESETS, default_config, find_preset
 from worldloom_dist.run.resuming import resume_problems
 
@@ -39,7 +40,6 @@ SWITCHES = ("--tensorboard", "--wandb", "--trackio", "--mlflow", "--otel")
 """Flags that mean True when no value follows."""
 ENV_FLAG = "--env.env"
 """What tyro calls the flag that people type as ``--env``."""
-AGENT_HINT = "\n--agent NAME --help lists the settings of that agent, for example dreamerv3:ci.\n"
 Pairs = list[tuple[str, str]]
 
 
@@ -55,7 +55,7 @@ def parse(words: Sequence[str]) -> RunConfig:
         SystemExit: With status 0 after ``--help``.
     """
     if any(word in ("-h", "--help") for word in words):
-        _print_help(_given_agent(words))
+        _print_help([word for word in words if word not in ("-h", "--help")])
     pairs, mistakes = _split(words)
     base, is_resumed = _base(dict(pairs), mistakes)
     config = _read([pair for pair in pairs if not pair[0].startswith("--agent.")], base, mistakes)
@@ -113,39 +113,33 @@ def _given_agent(words: Sequence[str]) -> str | None:
     return None
 
 
-def _print_help(agent: str | None) -> None:
-    """The flags of a run, and those of an agent that is named; leaves the program."""
+def _print_help(words: Sequence[str]) -> None:
+    """The flags of a run with the defaults of the run that the other words make, and the flags of
+    an agent that is named; leaves the program.
+    """
+    agent = _given_agent(words)
     if agent is not None:
         try:
             own = agent_help(agent)
         except WorldLoomError as error:
             raise UsageError(f"--agent: {error}") from error
-    presets = "; ".join(
-        f"{name}: {preset.summary.partition(':')[0].rstrip('.')}"
-        for name, preset in PRESETS.items()
-        if not name.endswith("-smoke")
-    )
-    text = (
-        "Train a world model agent with distributed actors, replay and learner. Without any flag "
-        "it is the quick demo; a run that names --env or --agent and no --preset takes what its "
-        f"suite and agent were published with. Presets: {presets}. Each benchmark has a twin "
-        "NAME-smoke that ends in minutes, and A+B puts preset B upon A. --seeds 1-5 makes a run "
-        "for each seed, --parallel 2 two at a time."
-    )
+    pairs, mistakes = _split(words)
+    default = _base(dict(pairs), mistakes)[0]
+    default = _read([pair for pair in pairs if not pair[0].startswith("--agent.")], default, [])
     out = io.StringIO()
     try:
         with contextlib.redirect_stdout(out):
             tyro.cli(
                 RunConfig,
                 prog=called("train"),
-                description=text,
+                description=description(words),
                 args=["--help"],
-                default=PRESETS["quick"](),
+                default=default,
                 config=MARKERS,
             )
     finally:
         sys.stdout.write(out.getvalue().replace(ENV_FLAG + " ", "--env ".ljust(len(ENV_FLAG) + 1)))
-        sys.stdout.write("\n" + own if agent is not None else AGENT_HINT)
+        sys.stdout.write("\n" + own if agent is not None else footer())
 
 
 def _split(words: Sequence[str]) -> tuple[Pairs, list[str]]:

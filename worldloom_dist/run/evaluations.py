@@ -93,7 +93,7 @@ class Evaluations:
         self.failure = ""
 
     def look(self) -> None:
-        """Take a result that is there, and begin what is due."""
+        """Take a result that is there, and begin what is due; at the end that is :meth:`last`."""
         self._collect()
         config = self._plan.config
         due_at = self.evaluator.asked_at + config.eval_every
@@ -101,6 +101,7 @@ class Evaluations:
         if (
             is_due
             and not self._is_open
+            and not self._plan.has_all_steps(self._report.counts)
             and self._plan.is_pretrained(self._report.counts.train_steps)
         ):
             self._begin()

@@ -7,6 +7,7 @@ old or unfinished: such a run is listed with what is wrong and with what can sti
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,14 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import checked
 from worldloom.core.json_text import read_object
 from worldloom_dist.run.curves import EVALUATION, History
 from worldloom_dist.run.versions import commit_of
 from worldloom_dist.run.view import last_record, read_records, read_view
 
-__all__ = ["DAMAGED", "STATUSES", "RunEntry", "find_runs", "read_entry"]
+__all__ = ["DAMAGED", "RUNS", "STATUSES", "RunEntry", "find_runs", "newest_run", "read_entry"]
 
+RUNS = Path("runs")
+"""Where runs go that are not told where."""
 DAMAGED = "damaged"
 STATUSES = ("completed", "running", "starting", "stopped", "failed", "died", DAMAGED)
 """What ``summary.json`` or the lock says of a run, and what is said of one that cannot be read."""
@@ -113,6 +117,27 @@ def find_runs(folder: Path, unreadable: list[str] | None = None) -> Iterator[Pat
         shown = [path for path in inside if not path.name.startswith(".")]
         # a link comes after what it may lead to
         waiting += sorted(shown, key=lambda path: (path.is_symlink(), path.name), reverse=True)
+
+
+def newest_run(folder: Path = RUNS) -> Path:
+    """The run below a folder that wrote last, which is said on stderr: what a command looks at
+    when no run is named.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"run_dir: no run is named, and there is no folder {folder}/ here; name that of a run"
+        )
+    entries = [read_entry(path, path.name) for path in find_runs(folder)]
+    if not entries:
+        raise ConfigurationError(
+            f"run_dir: no run is named, and there is none below {folder}/; name the folder of a run"
+        )
+    newest = max(entries, key=lambda entry: entry.updated or 0.0)
+    sys.stderr.write(f"the newest run: {newest.folder}\n")
+    return Path(newest.folder)
 
 
 def is_run(folder: Path) -> bool:

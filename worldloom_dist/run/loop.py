@@ -33,6 +33,8 @@ Show = Callable[[Callable[[], View]], None]
 
 SAY_EVERY_S = 10.0
 SUMMARY_EVERY_S = 2.0
+LEFT_AT_ONCE = "left at once"
+"""Said of a run that is stopped without a last checkpoint, because its user cannot wait."""
 PAUSES_OF_LAST_WRITE_S = (1.0, 2.0, 4.0, 8.0, 15.0)
 
 
@@ -207,13 +209,9 @@ class Run:
         """Enough steps are stored, and what they owe to training has been paid; without an env,
         enough updates are made.
         """
-        if not self._is_restored:
+        if not self._is_restored or not self.plan.has_all_steps(self.report.counts):
             return False
-        counts = self.report.counts
-        if self.plan.is_offline:
-            return counts.train_steps >= self.plan.config.train_steps
-        has_steps = counts.counters.agent_steps >= self.plan.target_agent_steps
-        return has_steps and not self.runtime.owes_update
+        return self.plan.is_offline or not self.runtime.owes_update
 
     def finish(self) -> tuple[str, str | None]:
         """Leave in order; returns how the run ended, and what it did not do of what it was asked
@@ -263,9 +261,9 @@ class Run:
                 self.folder.try_write_summary(self._earlier)
                 ended = str(self._earlier.get("status"))
             else:
-                why = "left at once" if is_at_once else f"{type(error).__name__}: {error}"
-                self.write("failed", why)
-                ended = "failed"
+                why = LEFT_AT_ONCE if is_at_once else f"{type(error).__name__}: {error}"
+                ended = "stopped" if is_at_once else "failed"
+                self.write(ended, why)
         return ended
 
     def write(self, status: str, error: str | None = None) -> None:
@@ -273,7 +271,7 @@ class Run:
         ends the run only where it ends anyway, and not before it was given time to be emptied.
         """
         summary = self.report.summary(status, error)
-        if status in ("completed", "stopped"):
+        if status in ("completed", "stopped") and error is None:
             self._write_last(summary)
             return
         try:

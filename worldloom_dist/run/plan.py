@@ -34,6 +34,7 @@ from worldloom_dist.replay.planning import (
     resolve_windows,
 )
 from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.counts import Counts
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.standby import keep_standby
 
@@ -146,6 +147,14 @@ class Plan:
     def target_agent_steps(self) -> int:
         """Agent steps after which the run is complete."""
         return 0 if self.is_offline else -(-self.config.env_steps // self.env_spec.action_repeat)
+
+    def has_all_steps(self, counts: Counts) -> bool:
+        """True when everything that the run collects is there; without an env, when every update
+        is made. What the steps owe to training may be missing.
+        """
+        if self.is_offline:
+            return counts.train_steps >= self.config.train_steps
+        return counts.counters.agent_steps >= self.target_agent_steps
 
     @property
     def eval_max_steps(self) -> int:

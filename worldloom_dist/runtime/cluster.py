@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from worldloom.core.error_text import first_line
-from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.exceptions import ConfigurationError, TrainingError
 from worldloom_dist.runtime.private_folders import make_held, release, sweep
 from worldloom_dist.runtime.server_watch import ServerWatch, lives
 
@@ -201,11 +201,17 @@ def _connect(address: str | None, folder: Path | None, run_id: str) -> None:
             "_temp_dir": str(folder / "ray"),
         }
         # Ray's servers inherit the mask: a signal to the
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
         # process group (timeout, Slurm, systemd) must reach us only, or they would be gone before
         # the checkpoint
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
         try:
             ray.init(object_store_memory=STORE_BYTES, **local, **common)
+        except Exception as error:  # Ray raises no kind of its own when its servers take long
+            raise TrainingError(
+                f"Ray did not start on this machine ({first_line(error)}); its load is "
+                f"{os.getloadavg()[0]:.0f}: try again when it has less to do, or train without "
+                "Ray: --runtime local"
+            ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
         return

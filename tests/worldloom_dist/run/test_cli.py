@@ -226,6 +226,23 @@ def test_help_lists_presets_and_flags(capsys):
     assert "quick" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "steps", "whose"),
+    [
+        ("", 5_000, "the demo"),
+        ("--env dmc:cup-catch --agent tdmpc2:1m", 4_000_000, "--env dmc:cup-catch --agent tdmpc2"),
+        ("--env-steps 321 --agent dreamerv3:ci", 321, "--env-steps 321"),
+    ],
+)
+def test_help_lists_the_defaults_of_the_run_that_the_other_words_make(capsys, words, steps, whose):
+    with pytest.raises(SystemExit):
+        parse([*words.split(), "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    described = text.partition("--env-steps INT")[2].partition("--train-steps INT")[0]
+    assert f"(default: {steps})" in described
+    assert whose in text.partition("Defaults are those of")[2].partition("options")[0]
+
+
 def test_a_switch_needs_no_value_and_takes_one():
     assert parse(["--wandb", "--workers", "3"]).wandb
     assert parse(["--tensorboard"]).tensorboard

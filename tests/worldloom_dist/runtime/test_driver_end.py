@@ -301,6 +301,7 @@ def test_who_cannot_wait_need_not(run, monkeypatch):
     monkeypatch.setattr(run.runtime, "end_inserts", pytest.fail)
     run.fail(KeyboardInterrupt())
     assert summary(run)["error"] == "left at once"
+    assert summary(run)["status"] == "stopped", "nothing failed"
 
 
 WORDS = "--preset debug --env toy:counting --runtime ray --replay.shards 2"

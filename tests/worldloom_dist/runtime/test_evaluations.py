@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 from tests.worldloom_dist.runtime.test_driver_end import Actor, FakeSupervisor, Reply, get
 from worldloom_dist.actors.videos import VideoReport
 from worldloom_dist.interfaces import Coordinator
+from worldloom_dist.ports import RowCounters
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.counts import Counts
@@ -198,3 +199,14 @@ def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(
         "videos": [f"eval-{label:09d}-0.gif"],
     }
     assert written == [f"eval-{label:09d}"]
+
+
+def test_nothing_but_the_last_evaluation_begins_when_every_step_is_there(play):
+    run = play({**RESULT})
+    run.report.counts = Counts(
+        counters=RowCounters(agent_steps=PLAN.target_agent_steps), train_steps=500
+    )
+    run.all.look()
+    assert run.evaluator.asked == []
+    assert run.all.last(VERSION, StopFlag())["version"] == (1, 50)
+    assert run.evaluator.asked == [(221, True)]
