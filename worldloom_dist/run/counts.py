@@ -32,7 +32,8 @@ class Counts:
         lost_open: Rows that no acknowledgement had covered when their worker died.
         drained_workers: Workers that left a machine which was about to go.
         drained_rows: Open rows that they sent before.
-        restarts: By kind.
+        restarts: By kind, since the run was started; those of envs are filled in from what the
+            roles report.
     """
 
     counters: RowCounters = field(default_factory=RowCounters)

@@ -149,11 +149,16 @@ class Report:
         self._rates.update(now, counts)
         if snapshot is not self.snapshot:
             self._totals.update(snapshot)
-        self.counts = counts
+        env_restarts = self.grown("env_errors_total")
+        self.counts = replace(counts, restarts={**counts.restarts, "env": env_restarts})
         self.snapshot = snapshot
         self._watch.update(now, snapshot, counts.blocked_s.get("sample", 0.0))
         if said := self._pace.look(now, counts):
             logger.info("%s", said)
+
+    def grown(self, name: str) -> int:
+        """What the roles have counted since the run was started, over a hub that began again."""
+        return int(self._totals.grown(name))
 
     @property
     def env_steps(self) -> int:
@@ -347,7 +352,7 @@ class Report:
             "replayed_steps": counts.positions,
             "train_ratio_actual": self.train_ratio_actual,
             "train_ratio": {**_ratio_settings(self._plan), "forgiven": counts.forgiven},
-            "episodes": self._episodes_before + int(self._totals.grown("episodes_total")),
+            "episodes": self._episodes_before + self.grown("episodes_total"),
             "train_return_mean": value.get("episode_return_mean{split=train}"),
             "eval": self.evaluation,
             "wall_time_s": self._wall_before + seconds,

@@ -47,6 +47,21 @@ def test_the_ratio_leaves_out_the_prefill_and_its_pretraining(plan, tmp_path):
     assert "env_steps 600/1,000" in report.line()
 
 
+def test_restarts_of_envs_go_on_over_a_hub_that_began_again(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {"restarts": {"env": 1}})
+    errors = [
+        {"env_errors_total{reason=raised}": 3.0, "env_errors_total{reason=hung}": 1.0},
+        {"env_errors_total{reason=raised}": 2.0},
+        {"env_errors_total{reason=raised}": 5.0},
+    ]
+    for snapshot in errors:
+        before = report.counts
+        report.update(counts(restarts={"worker": 1}), snapshot)
+    assert report.summary("running")["restarts"]["env"] == 1 + 4 + 5
+    assert report.summary("running")["restarts"]["worker"] == 1
+    assert report.increments(before)["worker_restarts_total{kind=env}"].value == 3
+
+
 def test_phases_are_named_before_anything_binds(plan, tmp_path):
     report = Report(plan, RunFolder(tmp_path), {})
     report.update(counts(40, train_steps=0, positions=0), {})
