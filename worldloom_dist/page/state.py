@@ -38,6 +38,15 @@ FAULTS = {
     "rpc_errors_total{reason=timeout}": "calls between roles were late",
     "weights_pull_failures_total": "fetches of weights failed",
 }
+COUNTED = {
+    "updates_lost": "updates died with their learners and were owed again",
+    "evaluations_failed": "evaluations failed; console.log says why",
+}
+NAMED = {
+    "quarantined": "{} is not started again: {}",
+    "imports_left_out": "{} could not be imported: {}",
+    "sinks_given_up": "{} gets no numbers any more: {}",
+}
 LOST = {
     "lost_acked": "acknowledged rows are lost",
     "lost_open": "rows that no acknowledgement had covered are lost",
@@ -230,14 +239,20 @@ class RunState:
         summary = self._summary
         last = self._history.last if self._history else {}
         found: list[dict[str, Any]] = []
+        has_counted_envs = any(last.get(key) for key in FAULTS if key.startswith("env_errors"))
         for kind, count in summary.get("restarts", {}).items():
-            if count:
+            if count and not (kind == "env" and has_counted_envs):  # else each is told of twice
                 found.append({"count": count, "what": f"restarts of {kind}s"})
         for key, what in FAULTS.items():
             if last.get(key):
                 found.append({"count": int(last[key]), "what": what})
-        for who, why in summary.get("quarantined", {}).items():
-            found.append({"count": 1, "what": f"{who} is not started again: {why}"})
+        for key, what in COUNTED.items():
+            if summary.get(key):
+                found.append({"count": summary[key], "what": what})
+        for key, sentence in NAMED.items():
+            for who, why in summary.get(key, {}).items():
+                found.append({"count": 1, "what": sentence.format(who, why)})
+        found += _faults_of_evaluation(summary.get("eval") or {})
         if summary.get("eager"):
             found.append({"count": 1, "what": f"updates are made eagerly: {summary['eager']}"})
         rows = summary.get("rows", {})
@@ -256,6 +271,16 @@ class RunState:
             file.seek(max(0, size - LOG_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
         return lines[1:] if size > LOG_BYTES else lines
+
+
+def _faults_of_evaluation(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What makes the last evaluation less than it seems."""
+    for env, why in result.get("lost_envs", {}).items():
+        yield {"count": 1, "what": f"env {env} of the last evaluation failed too often: {why}"}
+    if cut := result.get("cut_episodes"):
+        yield {"count": cut, "what": "episodes of the last evaluation had no end and were cut"}
+    for problem in result.get("video_problems", ()):
+        yield {"count": 1, "what": problem}
 
 
 def _difference(now: Any, before: Any) -> float:

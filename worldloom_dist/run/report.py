@@ -46,6 +46,8 @@ EARLIER: Mapping[str, Any] = {
     "policy_version": str,
     "eval": Mapping[str, Any] | None,
     "train_ratio": Mapping[str, Any] | None,
+    "throughput": Mapping[str, float],
+    "evaluations_failed": int,
 }
 """What a resume goes on from in a summary."""
 
@@ -98,6 +100,7 @@ class Report:
         inference: ``where`` the policy runs, and ``why``.
         gateway: What gateways have counted; empty without any.
         left_out: Files that could not be imported, with the reason.
+        evaluations_failed: Evaluations of the whole run that gave no result.
         reading: How far shards have come with reading their journals; empty when they have.
     """
 
@@ -115,7 +118,6 @@ class Report:
         evaluation = earlier.get("eval")
         has_mean = evaluation is not None and evaluation.get("return_mean") is not None
         self.evaluation: dict[str, Any] | None = evaluation if has_mean else None
-        self._rates = Rates(plan.env_spec.action_repeat)
         self._watch = BindingWatch(plan, self._started)
         self._pace = Pace(plan)
         rows = earlier.get("rows", {})
@@ -133,6 +135,8 @@ class Report:
             forgiven=_forgiven(plan, earlier),
             updates_lost=int(earlier.get("updates_lost", 0)),
         )
+        measured_s = float(earlier.get("throughput", {}).get("seconds", self._wall_before))
+        self._rates = Rates(plan.env_spec.action_repeat, self.counts, measured_s)
         self.snapshot: Mapping[str, float] = {}
         self._nonfinite = set[str]()
         self.sinks = open_sinks(folder.path, plan.run_id, plan.config.to_dict())
@@ -141,6 +145,7 @@ class Report:
         self.inference: Mapping[str, str] = {}
         self.gateway: Mapping[str, int] = {}
         self.left_out: Mapping[str, str] = {}
+        self.evaluations_failed = int(earlier.get("evaluations_failed", 0))
         self.reading = ""
 
     def update(self, counts: Counts, snapshot: Mapping[str, float]) -> None:
@@ -365,6 +370,8 @@ class Report:
             },
             "quarantined": dict(self.quarantined),
             **({"imports_left_out": dict(self.left_out)} if self.left_out else {}),
+            **({"evaluations_failed": failed} if (failed := self.evaluations_failed) else {}),
+            **({"sinks_given_up": dict(gone)} if (gone := self.sinks.given_up) else {}),
             "inference": dict(self.inference),
             **({"gateway": dict(self.gateway)} if self.gateway else {}),
             "policy_version": counts.policy_version,

@@ -372,3 +372,22 @@ def test_disk_that_takes_no_more_costs_the_running_summary_and_not_the_run(
     assert "No space left on device" in caplog.text
     with pytest.raises(OSError, match="No space left"):
         run.write("completed")
+
+
+def test_what_gateways_counted_does_not_fall_with_a_hub(run):
+    report = run.report
+    gateways = SimpleNamespace(
+        _plan=SimpleNamespace(config=SimpleNamespace(gateway_port=1)), _report=report
+    )
+    for questions, rows in ((7.0, 50.0), (2.0, 10.0)):
+        snapshot = {
+            "gateway_questions_total": questions,
+            "gateway_rows_total{source=policy}": rows,
+            "gateway_rows_total{source=human}": 1.0,
+        }
+        report.update(report.counts, snapshot)
+    assert RayRuntime._gateway_counts(gateways) == {
+        "questions": 9,
+        "rows": 61,
+        "skipped_rows": 0,
+    }

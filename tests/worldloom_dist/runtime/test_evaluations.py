@@ -42,6 +42,7 @@ class FakeReport:
         self.env_steps = 221
         self.counts = Counts(train_steps=500)
         self.evaluation = None
+        self.evaluations_failed = 0
 
     def note_evaluation(self, result: dict[str, Any]) -> None:
         self.evaluation = result
