@@ -33,6 +33,7 @@ __all__ = [
     "read_view",
     "reading_run",
     "shown_losses",
+    "status_of",
     "title_of",
 ]
 
@@ -225,9 +226,7 @@ def read_view(folder: Path, *, is_live: bool = False) -> View:
         summary = read_object(folder / "summary.json")
     run = config["run"]
     last = last_record(folder / "metrics.jsonl")
-    status = summary.get("status", "starting")
-    if status in ("running", "starting") and not (is_live or _is_running(folder)):
-        status = "died"
+    status = status_of(folder, summary, is_live=is_live)
     is_running = status in ("running", "starting")
     rates = last if is_running and last else summary.get("throughput", {})
     lag = summary.get("staleness", {})
@@ -260,6 +259,19 @@ def read_view(folder: Path, *, is_live: bool = False) -> View:
     if problems:
         raise ValueError("; ".join(problems))
     return view
+
+
+def status_of(folder: Path, summary: Mapping[str, Any], *, is_live: bool = False) -> str:
+    """As in the summary, or ``died`` when it says running and no process runs it.
+
+    Args:
+        folder: Of the run.
+        summary: Its ``summary.json``, empty before the first.
+        is_live: True where the caller knows that the run's process lives.
+    """
+    status = str(summary.get("status", "starting"))
+    is_over = status not in ("running", "starting")
+    return status if is_over or is_live or _is_running(folder) else "died"
 
 
 def _evaluation_problems(evaluation: Mapping[str, Any]) -> list[str]:
