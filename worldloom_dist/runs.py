@@ -209,7 +209,7 @@ def _cells(entry: RunEntry) -> tuple[str, ...]:
         "-" if steps is None else f"{steps:,}{' updates' if is_offline else ''}",
         last,
         _number(entry.return_best),
-        _number(entry.hours),
+        _hours(entry.hours),
         entry.status,
         entry.commit or "-",
         "-"
@@ -222,6 +222,12 @@ def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _hours(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "<0.01" if 0 < value < 0.01 else f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
 
 
 def _csv(entries: Sequence[RunEntry]) -> str:

@@ -42,6 +42,18 @@ def test_everything_is_checked_and_every_problem_has_a_fix(tmp_path):
     assert str(tmp_path) in found["disk"].detail
 
 
+def test_an_exporter_that_is_missing_is_told_though_a_part_of_it_is_there(tmp_path, monkeypatch):
+    def find(name):
+        if name == "opentelemetry.exporter.otlp.proto.http":
+            raise ModuleNotFoundError(name)
+        return name
+
+    monkeypatch.setattr("importlib.util.find_spec", find)
+    (found,) = machine._extras()
+    assert (found.level, found.detail) == ("note", "not installed: otel")
+    assert "[otel]" in found.fix
+
+
 @pytest.mark.parametrize(
     ("patch", "name", "fix"),
     [

@@ -369,6 +369,15 @@ def test_a_missing_package_is_named_before_anything_is_read(tmp_path, capsys, mo
     assert "pip install 'worldloom-dist[viz]'" in capsys.readouterr().err
 
 
+def test_a_run_without_env_steps_is_not_drawn_over_them(tmp_path, capsys):
+    offline = {"env": {"env": "none"}, "replay": {"capacity_steps": 9, "load": "data.npz"}}
+    folder = write_run(tmp_path / "off", config=offline)
+    assert plot.main([str(folder), "--x", "env_steps"]) == 2
+    assert "x: off was trained from files and has no env steps" in capsys.readouterr().err
+    assert not (folder / "plot.png").exists()
+    assert plot.main([str(folder), "--x", "time"]) == 0
+
+
 def test_a_run_without_an_env_is_drawn_over_its_updates(tmp_path):
     folder = make_run(tmp_path / "a")
     run = {"agent": "tdmpc2:ci", "env": {"env": "none"}, "replay": {"load": "data.npz"}}

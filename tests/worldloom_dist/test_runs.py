@@ -302,6 +302,21 @@ def test_words_are_offered_for_completion():
     assert "--since" in runs.words_after("runs")
 
 
+@pytest.mark.parametrize(
+    ("hours", "shown"),
+    [
+        (None, "-"),
+        (0.0, "0.00"),
+        (0.001, "<0.01"),
+        (120 / 3600, "0.03"),
+        (12.345, "12.35"),
+        (1234.5, "1,234"),
+    ],
+)
+def test_hours_are_read_at_a_glance(hours, shown):
+    assert runs._hours(hours) == shown
+
+
 def test_commands_without_a_run_take_the_newest(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     newest = tmp_path / "runs/sweep/deep"

@@ -58,11 +58,13 @@ def plot_runs(
 
     Raises:
         MissingDependencyError: If matplotlib is missing.
-        ConfigurationError: If the file cannot be written, or no run plays the task of a reference.
+        ConfigurationError: If the file cannot be written, no run plays the task of a reference, or
+            a run has nothing over the axis.
     """
     check_drawing(path)
     import matplotlib as mpl
 
+    _check_axis(runs, axis)
     envs = experiments_of(runs)
     _check_references(envs, references, axis)
     look = STYLES[style]
@@ -73,6 +75,16 @@ def plot_runs(
             figure.savefig(path, dpi=DPI)
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"output: {path} cannot be written ({error})") from error
+
+
+def _check_axis(runs: Sequence[Run], axis: str | None) -> None:
+    """Refuse env steps of a run that makes none: it would be one point at 0."""
+    without = [run.name for run in runs if run.is_offline]
+    if axis == "env_steps" and without:
+        raise ConfigurationError(
+            f"x: {', '.join(without)} was trained from files and has no env steps; draw it over "
+            "updates or time"
+        )
 
 
 def _figure(
