@@ -56,7 +56,6 @@ __all__ = [
     "find_checkpoint",
     "load_policy",
     "main",
-    "played",
     "recorded_env",
     "without_replay",
 ]
@@ -103,7 +102,7 @@ def evaluate(
     checked("max_steps", max_steps, int | None, Bounds(1))
     checked("timeout_s", timeout_s, float | None, POSITIVE)
     check_device("device", device)
-    config = played(config, run_dir, env, trust_env=trust_env)
+    config = _played(config, run_dir, env, trust_env=trust_env)
     asked: dict[str, Any] = {
         "eval_episodes": episodes or config.eval_episodes or 10,
         "eval_videos": videos,
@@ -176,14 +175,14 @@ def load_policy(
             such device.
     """
     check_device("device", device)
-    plan = resolve(without_replay(played(read_config(run_dir), run_dir, env, trust_env=trust_env)))
+    plan = resolve(without_replay(_played(read_config(run_dir), run_dir, env, trust_env=trust_env)))
     agent, _ = restore_agent(
         plan, find_checkpoint(build_store(plan, run_dir), checkpoint), device=device
     )
     return plan.env, agent
 
 
-def played(config: RunConfig, run_dir: Path, env: str | None, *, trust_env: bool) -> RunConfig:
+def _played(config: RunConfig, run_dir: Path, env: str | None, *, trust_env: bool) -> RunConfig:
     """The config with the env in which the run's agent is to play, whose code may run.
 
     Raises:

@@ -303,18 +303,14 @@ def test_words_are_offered_for_completion():
 
 
 @pytest.mark.parametrize(
-    ("hours", "shown"),
-    [
-        (None, "-"),
-        (0.0, "0.00"),
-        (0.001, "<0.01"),
-        (120 / 3600, "0.03"),
-        (12.345, "12.35"),
-        (1234.5, "1,234"),
-    ],
+    ("seconds", "shown"),
+    [(0.0, "0.00"), (9.0, "<0.01"), (120.0, "0.03"), (44_442.0, "12.35"), (4.4e6, "1,222")],
 )
-def test_hours_are_read_at_a_glance(hours, shown):
-    assert runs._hours(hours) == shown
+def test_hours_are_read_at_a_glance(tmp_path, capsys, seconds, shown):
+    write_run(tmp_path / "run", summary={"status": "completed", "wall_time_s": seconds})
+    assert main([str(tmp_path)]) == 0
+    _, row = capsys.readouterr().out.splitlines()
+    assert row.split()[7] == shown
 
 
 def test_commands_without_a_run_take_the_newest(folder, tmp_path, capsys, monkeypatch):

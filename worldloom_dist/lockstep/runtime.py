@@ -73,7 +73,7 @@ from worldloom_dist.run.initial_agent import begin_with
 from worldloom_dist.run.plan import Plan, role_seed
 from worldloom_dist.run.report import Report
 from worldloom_dist.run.signals import StopFlag
-from worldloom_dist.run.versions import build_facts, run_facts
+from worldloom_dist.run.versions import build_facts
 
 __all__ = ["LocalRuntime"]
 
@@ -128,7 +128,7 @@ class LocalRuntime:
             tf32=own.tf32,
             deterministic=own.deterministic,
         )
-        self.hub = MetricsHub(plan.run_id, run_facts(plan), build_facts())
+        self.hub = MetricsHub(plan.run_id, plan.labels, build_facts())
         secret = read_secret(plan.config.metrics_auth_file)
         self.endpoint, _ = serve_near(
             self.hub, plan.config.metrics_host, port, secret, PageApp(folder.path)

@@ -10,12 +10,8 @@ import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from worldloom_dist.run.plan import Plan
-
-__all__ = ["COMMIT_VARIABLE", "build_facts", "commit_of", "git_commit", "run_facts", "versions"]
+__all__ = ["COMMIT_VARIABLE", "build_facts", "commit_of", "git_commit", "versions"]
 
 PACKAGES = (
     "worldloom-dist",
@@ -42,16 +38,6 @@ def build_facts() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return facts
-
-
-def run_facts(plan: Plan) -> dict[str, str]:
-    """Labels of the metric ``run_info``."""
-    return {
-        "env": plan.env.env,
-        "agent": plan.agent.name,
-        "preset": plan.config.preset,
-        "seed": str(plan.config.seed),
-    }
 
 
 def versions(folder: Path = Path()) -> str:

@@ -50,7 +50,7 @@ from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import Plan, needs_measuring, place_inference
 from worldloom_dist.run.report import Report
-from worldloom_dist.run.versions import build_facts, run_facts
+from worldloom_dist.run.versions import build_facts
 from worldloom_dist.runtime.cluster import store_used
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
 from worldloom_dist.runtime.deadlines import DEADLINES
@@ -178,7 +178,7 @@ class RayRuntime:
         secret = read_secret(config.metrics_auth_file)
         where = (config.metrics_host, self._port, secret, self._folder.path)
         otlp = otlp_variables() if config.otel else None
-        hub = (plan.run_id, run_facts(plan), build_facts(), *where, otlp)
+        hub = (plan.run_id, plan.labels, build_facts(), *where, otlp)
         ranks = LearnerPlaces(plan.config, self._folder)
         for rank in range(plan.config.learners):
             make = partial(_start_learner, place, ranks, plan, self._folder, self._standby, rank)

@@ -374,20 +374,17 @@ def test_disk_that_takes_no_more_costs_the_running_summary_and_not_the_run(
         run.write("completed")
 
 
+@pytest.mark.parametrize(
+    "plan", [replace(PLAN, config=replace(PLAN.config, gateway_port=1))], ids=["gateway"]
+)
 def test_what_gateways_counted_does_not_fall_with_a_hub(run):
-    report = run.report
-    gateways = SimpleNamespace(
-        _plan=SimpleNamespace(config=SimpleNamespace(gateway_port=1)), _report=report
-    )
     for questions, rows in ((7.0, 50.0), (2.0, 10.0)):
         snapshot = {
             "gateway_questions_total": questions,
             "gateway_rows_total{source=policy}": rows,
             "gateway_rows_total{source=human}": 1.0,
         }
-        report.update(report.counts, snapshot)
-    assert RayRuntime._gateway_counts(gateways) == {
-        "questions": 9,
-        "rows": 61,
-        "skipped_rows": 0,
-    }
+        run.runtime.supervisor.put("hub", 0, Actor(snapshot=snapshot))
+        run.runtime.look()
+    gateway = run.report.summary("running")["gateway"]
+    assert gateway == {"questions": 9, "rows": 62, "skipped_rows": 0}
