@@ -26,7 +26,7 @@ def table_of(runs: Sequence[Run]) -> str:
     blocks = []
     for env, experiments in experiments_of(runs).items():
         lines: list[tuple[str, ...]] = [HEADS]
-        notes = []
+        notes: list[str] = []
         for experiment in experiments:
             lines += [_line(run, experiment.label) for run in experiment.runs]
             notes += _notes(experiment)

@@ -225,7 +225,8 @@ def _curves_of(record: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
 
 def _lowest_from(numbers: list[float]) -> list[float]:
     """For each number the lowest of it and those behind it."""
-    return np.minimum.accumulate(np.array(numbers[::-1], float))[::-1].tolist()
+    found: list[float] = np.minimum.accumulate(np.array(numbers[::-1], float))[::-1].tolist()
+    return found
 
 
 def _number(value: Any) -> float | None:
