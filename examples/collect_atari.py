@@ -6,6 +6,7 @@ python examples/collect_atari.py --run runs/atari-0001 --episodes 10  # the poli
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from worldloom.core.exceptions import WorldLoomError
@@ -14,7 +15,7 @@ from worldloom.training.collect import collect_buffer
 
 if __name__ == "__main__":
     flags = argparse.ArgumentParser(description=__doc__)
-    flags.add_argument("--env", default="Breakout", help="name of the game")
+    flags.add_argument("--env", default="Breakout", help="name of the game, without --run")
     flags.add_argument("--episodes", type=int, default=100)
     flags.add_argument("--output", default="atari_data.npz")
     flags.add_argument("--no-preprocess", action="store_true", help="keep the full 210x160 screen")
@@ -32,6 +33,8 @@ if __name__ == "__main__":
         args.episodes = 2
         args.max_steps = 20
     size = {} if args.no_preprocess else {"image_size": args.size}
+    if not os.access(Path(args.output).absolute().parent, os.W_OK):  # before hours of play
+        raise SystemExit(f"error: --output {args.output}: its folder cannot be written to")
     try:
         config = EnvConfig(
             env=f"atari:{args.env.lower()}", grayscale=False, full_actions=False, **size
@@ -44,9 +47,9 @@ if __name__ == "__main__":
         buffer = collect_buffer(
             config, args.episodes, policy=policy, max_steps=args.max_steps, seed=args.seed
         )
-    except WorldLoomError as error:
+        buffer.save(args.output)
+    except (WorldLoomError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    buffer.save(args.output)
     print(
         f"{buffer.num_episodes} episodes, {len(buffer)} transitions of "
         f"{buffer.obs_shape} in {args.output}"

@@ -6,6 +6,7 @@ run
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ ENVS = (
 if __name__ == "__main__":
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument(
-        "--env", default="HalfCheetah-v5", help="any Gymnasium id with continuous actions"
+        "--env",
+        default="HalfCheetah-v5",
+        help="any Gymnasium id with continuous actions, without --run",
     )
     flags.add_argument("--episodes", type=int, default=100)
     flags.add_argument("--output", default="mujoco_data.npz")
@@ -55,6 +58,8 @@ if __name__ == "__main__":
         args.env = "Pendulum-v1"
         args.episodes = 2
         args.max_steps = 20
+    if not os.access(Path(args.output).absolute().parent, os.W_OK):  # before hours of play
+        raise SystemExit(f"error: --output {args.output}: its folder cannot be written to")
     try:
         config = EnvConfig(env=args.env)
         policy = None
@@ -63,15 +68,18 @@ if __name__ == "__main__":
 
             config, policy = load_policy(args.run)
         elif args.action_noise:
-            (action,) = env_spec(config).action.values()
+            actions = list(env_spec(config).action.values())
+            if len(actions) != 1:
+                raise SystemExit("error: --action-noise is for envs with one array of actions")
+            (action,) = actions
             rng = np.random.default_rng(args.seed)
             policy = lambda obs: rng.normal(0.0, args.action_noise, action.shape).clip(-1, 1)  # noqa: E731
         buffer = collect_buffer(
             config, args.episodes, policy=policy, max_steps=args.max_steps, seed=args.seed
         )
-    except WorldLoomError as error:
+        buffer.save(args.output)
+    except (WorldLoomError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    buffer.save(args.output)
     print(
         f"{buffer.num_episodes} episodes, {len(buffer)} transitions of "
         f"{buffer.obs_shape} in {args.output}"

@@ -188,14 +188,16 @@ def _played(config: RunConfig, run_dir: Path, env: str | None, *, trust_env: boo
     Raises:
         ConfigurationError: If a run without an env has none to play in, or another one names one.
     """
+    code_of_env = config.env.env
     if config.env.is_none:
         config = dataclasses.replace(config, env=recorded_env(run_dir, env))
-        trust_env = trust_env or env is not None  # who names it has agreed
+        # who names an env has agreed to its code, and to that alone
+        code_of_env = config.env.env if env is None else code_of_env
     elif env is not None:
         raise ConfigurationError(
             f"env: {run_dir} was trained in {config.env.env}, and plays there; leave --env out"
         )
-    check_env_code(run_dir, config.env.env, outside_module(config.agent), trust_env=trust_env)
+    check_env_code(run_dir, code_of_env, outside_module(config.agent), trust_env=trust_env)
     return config
 
 

@@ -181,7 +181,7 @@ class SeedRuns:
             try:
                 self._run_all(stop)
             except KeyboardInterrupt:  # the second signal
-                self._forward()
+                self._forward(signal.SIGINT)
                 self._wait()
         self._say_last(is_stopped=stop.is_set)
         statuses = [run.status for run in self._runs if run.status]
@@ -198,7 +198,7 @@ class SeedRuns:
         while waiting or any(run.process for run in self._runs):
             if stop.is_set and not self._has_forwarded:
                 waiting.clear()
-                self._forward()
+                self._forward(signal.SIGUSR1)
             while waiting and sum(run.process is not None for run in self._runs) < self._parallel:
                 self._start(waiting.pop(0))
             for run in self._runs:
@@ -233,8 +233,9 @@ class SeedRuns:
         assert run.process is not None
         complaint = _last_words(run.complaints)
         # the signal may come before a run listens to it: then nothing has begun
-        is_early = self._has_forwarded and run.process.returncode == -signal.SIGTERM
-        run.status = 0 if is_early else abs(run.process.returncode)
+        code = run.process.returncode
+        is_early = self._has_forwarded and -code in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+        run.status = 0 if is_early or code == EXIT_AGAIN else abs(code)
         run.process = None
         run.complaints = None
         summary = {"status": "stopped"} if is_early else _summary_of(run.folder)
@@ -242,12 +243,14 @@ class SeedRuns:
         why = complaint.splitlines()[-1] if run.status and complaint else summary.get("error")
         self._say(f"seed {run.seed}: {end}{f' ({why})' if run.status and why else ''}")
 
-    def _forward(self) -> None:
-        """Hand a signal on to the runs."""
+    def _forward(self, number: signal.Signals) -> None:
+        """Hand a signal on to the runs: first SIGUSR1, which a service manager's or a batch
+        system's own SIGTERM to the same run may come before or follow, then SIGINT.
+        """
         self._has_forwarded = True
         for run in self._runs:
             if run.process is not None:
-                run.process.terminate()
+                run.process.send_signal(number)
 
     def _wait(self) -> None:
         for run in self._runs:

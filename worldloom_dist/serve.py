@@ -215,17 +215,18 @@ def _prepare(served: Served) -> tuple[Plan, GatewayServer, Batcher, _ServedPolic
     access = access_of(served.gateway)
     access.check()
     config = read_config(served.run_dir)
-    is_agreed = served.trust_env
+    code_of_env = config.env.env
     if config.env.is_none:
         config = dataclasses.replace(config, env=recorded_env(served.run_dir, served.env))
-        is_agreed = is_agreed or served.env is not None  # who names it has agreed
+        # who names an env has agreed to its code, and to that alone
+        code_of_env = config.env.env if served.env is None else code_of_env
     elif served.env is not None:
         raise ConfigurationError(
             f"env: {served.run_dir} was trained in {config.env.env}, and is served for it; "
             "leave --env out"
         )
     outside = outside_module(config.agent)
-    check_env_code(served.run_dir, config.env.env, outside, trust_env=is_agreed)
+    check_env_code(served.run_dir, code_of_env, outside, trust_env=served.trust_env)
     config = dataclasses.replace(
         without_replay(config), gateway=served.gateway, gateways=1, gateway_port=None
     )

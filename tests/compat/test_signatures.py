@@ -139,10 +139,10 @@ def test_a_callable_takes_what_it_took(name: str) -> None:
             assert found.kind is found.POSITIONAL_OR_KEYWORD
             assert ours[place].name == argument, f"{name}: {argument} moved"
         if default:
-            got = found.default
-            assert repr(
-                str(got) if isinstance(got, str) else got
-            ) == default or found.default == eval_safe(default)
+            number = number_of(default)
+            got = str(found.default) if isinstance(found.default, str) else found.default
+            is_equal = number is not None and got == number
+            assert repr(got) == default or is_equal, f"{name}: {argument}"
     known = {word.partition("=")[0].removeprefix("*") for word in theirs}
     for extra in (p for p in ours if p.name not in known):
         is_open = extra.kind in (extra.VAR_KEYWORD, extra.VAR_POSITIONAL)
@@ -151,8 +151,8 @@ def test_a_callable_takes_what_it_took(name: str) -> None:
         )
 
 
-def eval_safe(text: str) -> Any:
-    """A number written in another way, or nothing."""
+def number_of(text: str) -> float | None:
+    """A number written in another way; None for what is none."""
     try:
         return float(text)
     except ValueError:

@@ -17,8 +17,9 @@ import psutil
 
 from tests.integration.running import Launched, launched
 
-__all__ = ["ROLES", "Drift", "Growth", "Soak", "drift_of", "soak"]
+__all__ = ["DRIVER", "ROLES", "Drift", "Growth", "Soak", "drift_of", "soak"]
 
+DRIVER = "driver"
 ROLES = (
     "ray::LearnerRole",
     "ray::ShardRole",
@@ -27,6 +28,8 @@ ROLES = (
     "ray::HubRole",
     "ray::WorkerRole",
 )
+"""What every run has."""
+LOOKED_AT = (*ROLES, "ray::InferenceRole")
 WORDS = "--preset debug --env toy:counting --eval-episodes 0 --env-steps 100000000 --metrics-port 0"
 DRIFTING = (
     "env_steps_per_s",
@@ -151,8 +154,8 @@ def drift_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Drift]:
 def _look(run: Launched) -> dict[str, tuple[float, int, int]]:
     """Per process: unique memory in MB, open files, threads."""
     found = {}
-    for title in ROLES:
-        for pid in run.pids(title):
+    for title in (DRIVER, *LOOKED_AT):
+        for pid in [run.process.pid] if title == DRIVER else run.pids(title):
             process = psutil.Process(pid)
             found[f"{title}:pid {pid}"] = (
                 process.memory_full_info().uss / 2**20,

@@ -13,7 +13,6 @@ import torch
 from tests.worldloom.envs import odd_envs
 from tests.worldloom_dist.local_runs import assert_equal_trees, newest_state
 from tests.worldloom_dist.small_runs import start
-from worldloom.core.exceptions import EnvFailureError
 from worldloom.envs.toy import PointEnv
 
 
@@ -67,8 +66,22 @@ def test_checkpoint_of_an_env_that_cannot_be_restored_any_more_is_resumed_with_n
     assert counters.agent_steps >= 140
 
 
-def test_state_that_cannot_be_told_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(
-        EnvFailureError, match=r"worldloom_get_state raised RuntimeError: the simulator$"
-    ):
-        start(tmp_path, "--env", "odd_envs:Unsavable", "--env-steps", "80").run()
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Unsavable", "worldloom_get_state raised RuntimeError: the simulator"),
+        ("StateOfBytes", "is a bytes, which cannot be stored without pickle"),
+        ("StateOfTexts", "is an array of <U5, which cannot be stored"),
+    ],
+)
+def test_env_whose_state_cannot_be_saved_begins_new_episodes_and_costs_no_checkpoint(
+    name: str, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["--env", f"odd_envs:{name}"]
+    with caplog.at_level(logging.WARNING):
+        assert start(tmp_path, *words, "--env-steps", "150").run() == "completed"
+    told = [line for line in caplog.messages if "cannot be saved" in line]
+    assert len(told) == 1, "once, however many checkpoints"
+    assert why in told[0]
+    assert newest_state(tmp_path)["workers"][0]["env"] is None
+    assert start(tmp_path, *words, "--env-steps", "200").run() == "completed"

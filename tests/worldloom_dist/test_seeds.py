@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
+import psutil
 import pytest
 
+from tests.waiting import wait_until
 from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist import launch
@@ -131,17 +132,36 @@ def test_a_seed_that_complains_at_length_is_not_stopped_by_it(tmp_path, child):
 
 
 def test_a_seed_that_is_stopped_before_it_listens_has_not_failed(tmp_path, child):
-    child("exec sleep 60")
+    child('case "$*" in *"--seed 1 "*) kill -TERM $PPID;; esac; exec sleep 60')
     out = io.StringIO()
     words = [*TINY_RUN, "--run-dir", str(tmp_path / "run")]
-    timer = threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    try:
-        assert SeedRuns(parse(words), words, [1, 2], parallel=2, out=out).run() == 0
-    finally:
-        timer.cancel()
+    assert SeedRuns(parse(words), words, [1, 2], parallel=2, out=out).run() == 0
     assert "seed 1: stopped\n" in out.getvalue()
     assert " plot " not in out.getvalue(), "there is nothing to see yet"
+
+
+def test_runs_whose_service_is_stopped_as_a_whole_are_told_twice_and_leave_with_a_checkpoint(
+    tmp_path,
+):
+    words = [*TINY_RUN, "--env-steps", "1000000", "--run-dir", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "worldloom_dist.launch", *words, "--seeds", "1-2"]
+    summary = tmp_path / "run-seed1" / "summary.json"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as sweep:
+        try:
+            wait_until(lambda: summary.exists() and _trained(summary) > 0, 60)
+            (run,) = psutil.Process(sweep.pid).children()
+            for process in (run, sweep):  # as a service manager does
+                process.send_signal(signal.SIGTERM)
+            text = sweep.communicate(timeout=60)[0].decode()
+        finally:
+            sweep.kill()
+    assert sweep.returncode == 0, text
+    found = json.loads(summary.read_text())
+    assert (found["status"], found["error"]) == ("stopped", None)
+
+
+def _trained(summary):
+    return json.loads(summary.read_text())["train_steps"]
 
 
 @pytest.mark.parametrize("has_others", [False, True])

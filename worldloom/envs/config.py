@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError, nearest
+from worldloom.core.fields import normalize
 
 __all__ = ["NEUTRAL", "RENDERED", "SUITES", "EnvConfig", "EnvLimits", "family_of"]
 
@@ -101,7 +102,8 @@ class EnvConfig:
     """Step Atari in the ALE's own vector env (C++ threads; it shrinks images otherwise)."""
 
     def __post_init__(self) -> None:
-        problems = [*self._name_problems(), *self._number_problems()]
+        problems = normalize(self, prefix="env.")
+        problems = problems or [*self._name_problems(), *self._number_problems()]
         if problems:
             raise ConfigurationError("; ".join(problems))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import EnvSpec
+from worldloom.envs.building import foreign_code
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.surroundings import Surroundings, kept
 from worldloom.envs.vector import VectorEnv
@@ -36,6 +37,10 @@ SUITE_MODULES = {
     "rllib": "rllib",
     "rpc": "rpc",
 }
+
+
+DRAWING = ("gymnasium", "module", "dmc")
+"""Modules whose envs are told whether they will be asked for pictures."""
 
 
 class VectorEnvError(ConfigurationError):
@@ -152,6 +157,7 @@ def make_raw(
 
     Raises:
         ConfigurationError, MissingDependencyError: As :func:`make_env`.
+        EnvBuildError: If the env's own code raises.
     """
     if config.is_none:
         raise ConfigurationError(
@@ -159,11 +165,9 @@ def make_raw(
             "env, for example gym:Pendulum-v1"
         )
     suite: Any = importlib.import_module(f"worldloom.envs.suites.{SUITE_MODULES[config.suite]}")
-    options: dict[str, Any] = (
-        {"renders": renders} if SUITE_MODULES.get(config.suite) in ("gymnasium", "module") else {}
-    )
+    options: dict[str, Any] = {"renders": renders} if SUITE_MODULES[config.suite] in DRAWING else {}
     raw: RawEnv | GymVectorEnv[Any, Any, Any]
-    with Surroundings(config.env):
+    with Surroundings(config.env), foreign_code(config, "built"):
         raw = (
             suite.make(config, num_envs, **options)
             if config.suite == "module"

@@ -61,13 +61,16 @@ class LocalVectorEnv:
         self._seed = seed
         self._sleep = sleep
         self._book = FailureTracker(limits or EnvLimits(), num_envs, clock)
-        envs = [self._build_one() for _ in range(num_envs)]
-        self._envs: list[EnvAdapter | None] = list(envs)
-        self._map_action = envs[0].map_action
+        first = build()
+        first.check_finite = False
+        self.spec: EnvSpec = first.spec
+        self._map_action = first.map_action
+        self._actions_differ = False
+        others = [self._build_one() for _ in range(num_envs - 1)]
+        self._envs: list[EnvAdapter | None] = [first, *others]
         self._ended = [False] * num_envs
         self._rebuilds = [0] * num_envs
         self._started = False
-        self.spec: EnvSpec = envs[0].spec
         self.num_envs = num_envs
         self._surroundings = Surroundings(self.spec.name)
         self._surroundings_of_step = Surroundings(self.spec.name, is_quick=True)
@@ -93,7 +96,7 @@ class LocalVectorEnv:
         """Act (see :class:`VectorEnv`)."""
         if not self._started:
             raise StateError("step was called before reset")
-        native = self._map_action.rows(action, self.num_envs)
+        native = self._native(action)
 
         def advance(row: EnvStep, index: int, env: EnvAdapter) -> None:
             """Step one env, or begin its next episode."""
@@ -182,9 +185,29 @@ class LocalVectorEnv:
                 return int(np.argwhere(~np.isfinite(row.obs[key]))[0, 0]), key
         return None
 
+    def _native(self, action: Mapping[str, np.ndarray]) -> Sequence[Any]:
+        """Every env's action in its own space; mapped at once where all have the same one."""
+        if not self._actions_differ:
+            return self._map_action.rows(action, self.num_envs)
+        return [
+            None
+            if env is None
+            else env.map_action.rows({k: v[[index]] for k, v in action.items()}, 1)[0]
+            for index, env in enumerate(self._envs)
+        ]
+
     def _build_one(self) -> EnvAdapter:
         env = self._build()
         env.check_finite = False
+        mine, other = _shapes(self.spec), _shapes(env.spec)
+        if mine != other:
+            key = next(key for key in mine | other if mine.get(key) != other.get(key))
+            raise ConfigurationError(
+                f"env {self.spec.name!r} is built with {key} {mine.get(key)} once and "
+                f"{other.get(key)} another time; all envs of a run must have the same arrays"
+            )
+        if env.spec.spaces.get("action") != self.spec.spaces.get("action"):  # other bounds
+            self._actions_differ = True
         return env
 
     def _rebuild(self, row: EnvStep, index: int) -> None:
@@ -214,3 +237,7 @@ def _close(env: EnvAdapter) -> BaseException | None:
     except FOREIGN_ERRORS as error:  # the edge of foreign code
         return error
     return None
+
+
+def _shapes(spec: EnvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (array.shape, array.dtype) for name, array in spec.columns().items()}

@@ -123,6 +123,8 @@ class SupervisedVectorEnv:
         """
         if seed is not None:
             self._seed = seed
+            for slot in self.slots:
+                slot.rebuilds = 0
         while any(slot.phase is _Phase.BUSY for slot in self.slots):
             self._wait_once(self._blank.copy(), [])  # late answers, of episodes that end here
         reseed = seed is not None or not self._started

@@ -8,7 +8,7 @@ import numpy as np
 
 from worldloom.core.exceptions import BufferError, ShapeMismatchError
 
-__all__ = ["cast", "convert", "flags", "stored_dtype"]
+__all__ = ["cast", "convert", "flags", "stored_dtype", "stored_obs_dtype"]
 
 
 def stored_dtype(name: str, dtype: object) -> np.dtype:
@@ -30,6 +30,11 @@ def stored_dtype(name: str, dtype: object) -> np.dtype:
     return found
 
 
+def stored_obs_dtype(dtype: np.dtype) -> np.dtype:
+    """What observations are kept as: floats as float32, others as they are."""
+    return np.dtype(np.float32) if dtype.kind == "f" else dtype
+
+
 def convert(values: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, tuple[int, ...] | None]:
     """Numbers in another dtype; floats may be rounded to the precision of another float.
 
@@ -41,7 +46,10 @@ def convert(values: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, tuple[int,
         return values, None
     with np.errstate(over="ignore", invalid="ignore"):
         result = values.astype(dtype)
-        lost = ~np.isfinite(result) & np.isfinite(values) if dtype.kind == "f" else result != values
+        if values.dtype.kind == "f" and dtype.kind == "f":
+            lost = ~np.isfinite(result) & np.isfinite(values)
+        else:  # an integer is kept or it is not, in a float too
+            lost = result.astype(values.dtype) != values
     return result, tuple(np.argwhere(lost)[0].tolist()) if lost.any() else None
 
 

@@ -285,7 +285,7 @@ class CheckpointStore:
         if not math.isfinite(score):
             logger.warning("%s: its score is %s, which cannot be the best", folder, score)
             return False
-        if score <= self._best_score():
+        if score <= self.best_score():
             return False
         manifest = read_manifest(folder)
         manifest["facts"]["score"] = score
@@ -295,8 +295,8 @@ class CheckpointStore:
             _write_manifest(staging, manifest)
         return True
 
-    def _best_score(self) -> float:
-        """Score of the present best checkpoint; below every other when there is none or it is
+    def best_score(self) -> float:
+        """Score of the present best checkpoint; minus infinity when there is none or it is
         damaged.
         """
         try:

@@ -41,7 +41,7 @@ from worldloom.core.sequence import (
 )
 from worldloom.core.specs import ArraySpec
 from worldloom.data.sequence_buffer import SequenceBuffer
-from worldloom.training.casting import cast, flags, stored_dtype
+from worldloom.training.casting import cast, flags, stored_dtype, stored_obs_dtype
 from worldloom.training.episodes import EpisodeIndex
 from worldloom.training.npz import is_choice, read_episodes, write_episodes
 from worldloom.training.trajectories import split_trajectory
@@ -52,7 +52,6 @@ logger = logging.getLogger(__name__)
 
 SEEN = "seen"
 """Column that is False for a row without an observation."""
-ROOMY_BYTES = 1 << 28
 RING_BYTES = 1 << 33
 """Above this the observations are kept per episode, because a ring of that size could not be
 reserved everywhere.
@@ -108,11 +107,10 @@ class ReplayBuffer:
         }
         columns |= dict.fromkeys(("is_first", "terminated", "truncated", SEEN), flag)
         size = columns["obs"].nbytes * self.capacity
-        rows = 2 * self.capacity if size < ROOMY_BYTES else self.capacity + self.capacity // 8 + 2
         self._rows = SequenceBuffer(
             columns,
             SamplingSpec(batch_size=1, length=1, bootstrap=1),
-            capacity_rows=rows,
+            capacity_rows=2 * self.capacity,  # an episode of one step has two rows
             encoded=("obs",) if size > RING_BYTES else (),
         )
         self._index = EpisodeIndex(self.capacity)
@@ -382,7 +380,7 @@ class ReplayBuffer:
         width = 1 if actions[0].ndim == 1 else actions[0].shape[-1]
         if all(is_choice(action) for action in actions):
             width = max(1, *(int(action.max()) + 1 for action in actions))
-        dtype = np.uint8 if obs.dtype == np.uint8 else np.float32
+        dtype = stored_obs_dtype(np.result_type(*(episode["obs"] for episode in episodes)))
         steps = sum(len(episode["rewards"]) for episode in episodes)
         shape = obs.shape[1:]
         buffer = cls(steps if capacity is None else capacity, shape or (1,), width, dtype)

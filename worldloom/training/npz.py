@@ -36,6 +36,7 @@ from worldloom.training.array_names import (
     match_names,
     unused_note,
 )
+from worldloom.training.casting import stored_obs_dtype
 from worldloom.training.trajectories import cut_episodes
 
 __all__ = ["DAMAGE", "FileFacts", "is_choice", "read_episodes", "write_episodes"]
@@ -328,7 +329,7 @@ def _described(
         width = int(small["action_dim"])
     elif is_choice(actions):
         width = max(1, int(actions.max(initial=0)) + 1)
-    kept = np.dtype(np.float32) if dtype.kind == "f" else dtype
+    kept = stored_obs_dtype(dtype)
     facts = FileFacts(
         tuple(shape[1:]), kept, width, int(small.get("capacity", steps)), steps, actions, notes
     )

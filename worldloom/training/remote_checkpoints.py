@@ -103,7 +103,7 @@ class RemoteCheckpointStore(CheckpointStore):
         if not math.isfinite(score):
             logger.warning("%s: its score is %s, which cannot be the best", folder, score)
             return False
-        if score <= self._best_score():
+        if score <= self.best_score():
             return False
         manifest = self._existing_manifest(folder.name)
         for file, entry in manifest["files"].items():
@@ -116,7 +116,8 @@ class RemoteCheckpointStore(CheckpointStore):
         self._publish("best", manifest)
         return True
 
-    def _best_score(self) -> float:
+    def best_score(self) -> float:
+        """Score of the present best checkpoint; minus infinity when there is none."""
         score = ((self._manifest("best") or {}).get("facts") or {}).get("score")
         return -math.inf if score is None else float(score)
 

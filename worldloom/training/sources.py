@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from worldloom.core.exceptions import BufferError, ConfigurationError, TrainingError
 from worldloom.training.config import TrainingConfig
@@ -254,8 +254,8 @@ def make_source(data: Any, config: TrainingConfig, evaluation: Any = None) -> Ba
             data.buffer, config.with_updates(sequence_length=data.seq_len), evaluation
         )
     if isinstance(data, Dataset):
-        if not len(data):  # type: ignore[arg-type]
-            raise BufferError("the dataset is empty; add episodes first")
+        if not isinstance(data, IterableDataset):
+            _check_length(data)
         data = DataLoader(data, batch_size=config.batch_size, shuffle=False)
     if not _is_repeatable(data):
         kind = type(data).__name__
@@ -263,6 +263,19 @@ def make_source(data: Any, config: TrainingConfig, evaluation: Any = None) -> Ba
             f"data must be a ReplayBuffer, a dataset, or a list or loader of batches, got {kind}"
         )
     return IterableSource(data, evaluation, config.seed)
+
+
+def _check_length(data: Dataset[Any]) -> None:
+    """A map-style dataset has a length, which is not 0."""
+    try:
+        length = len(data)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ConfigurationError(
+            f"data: {type(data).__name__} has no len(); give it __len__, or make it an "
+            "IterableDataset"
+        ) from error
+    if not length:
+        raise BufferError("the dataset is empty; add episodes first")
 
 
 def _is_repeatable(data: Any) -> bool:

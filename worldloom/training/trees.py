@@ -67,12 +67,13 @@ def join_tree(skeleton: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def _strip(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """Replace tensors by marks; what remains is JSON."""
-    if isinstance(node, Tensor):
-        tensors[path] = node.detach()
-        return {TENSOR: path}
-    if isinstance(node, np.ndarray):
-        tensors[path] = torch.from_numpy(np.array(node))
-        return {ARRAY: path}
+    if isinstance(node, Tensor | np.ndarray):
+        if path in tensors:
+            raise CheckpointError(
+                f"checkpoint: two entries would be stored as {path}; give one another key"
+            )
+        tensors[path] = node.detach() if isinstance(node, Tensor) else _as_tensor(node, path)
+        return {TENSOR if isinstance(node, Tensor) else ARRAY: path}
     if isinstance(node, Mapping):
         if not all(isinstance(key, str | int) and not isinstance(key, bool) for key in node):
             raise CheckpointError(
@@ -95,3 +96,13 @@ def _strip(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     raise CheckpointError(
         f"checkpoint: {path} is a {type(node).__name__}, which cannot be stored without pickle"
     )
+
+
+def _as_tensor(array: np.ndarray, path: str) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(array))
+    except TypeError as error:
+        raise CheckpointError(
+            f"checkpoint: {path} is an array of {array.dtype}, which cannot be stored; store "
+            "numbers, or a list of texts"
+        ) from error

@@ -65,8 +65,8 @@ class Batcher:
         return 0.0 if self.busy_since is None else time.monotonic() - self.busy_since
 
     def ask(self, request: ActRequest) -> asyncio.Future[ActReply]:
-        """Decide for the rows of one client. A request that comes again, because its sender lost
-        patience, replaces the first.
+        """Decide for the rows of one client. A request that comes again while it waits, because its
+        sender lost patience, replaces the first.
         """
         future: asyncio.Future[ActReply] = asyncio.get_running_loop().create_future()
         if not request.num_rows:
@@ -148,9 +148,17 @@ class Batcher:
     async def answer_batch(
         self, batch: list[_Question], act: Callable[[list[ActRequest]], Awaitable[list[ActReply]]]
     ) -> None:
-        """Decide on a batch and give each question its answer, or the error it meets."""
+        """Decide on a batch and give each question its answer, or the error it meets, which is
+        raised too.
+        """
         began = self.busy_since = time.monotonic()
-        replies = await act([question.request for question in batch])
+        try:
+            replies = await act([question.request for question in batch])
+        except Exception as error:
+            for question in batch:
+                if not question.answer.done():
+                    question.answer.set_exception(error)
+            raise
         was_free_since = self._free_since
         self._free_since = time.monotonic()
         self.busy_since = None

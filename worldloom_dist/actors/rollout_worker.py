@@ -11,6 +11,7 @@ its owner; nothing is dropped.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections import Counter, defaultdict
@@ -136,6 +137,7 @@ class RolloutWorker:
         self._may_use_policy = may_use_policy or self._has_weights
         self._is_random = random_prefill
         self._is_checked = False
+        self._has_told = False
         self._row: EnvStep | None = None
         # of the row, as plain values
         self._ended = [False] * self.num_envs
@@ -290,8 +292,10 @@ class RolloutWorker:
         """
         if self._question is not None:
             raise StateError("a worker that waits for actions cannot be saved; step it first")
+        envs = None if self._row is None else self._env_state()
+        if envs is None:
+            self._store_ends()
         self.flush()
-        envs = None if self._row is None else self.env.state()
         if envs is None:
             self._abandon_episodes()
         row = self._row
@@ -330,6 +334,35 @@ class RolloutWorker:
             saved_row = {name: np.array(value) for name, value in state["row"].items()}
             obs = {key: saved_row.pop(f"obs/{key}") for key in self.spec.obs}
             self._arrive(EnvStep(obs=obs, **saved_row))
+
+    def _env_state(self) -> Any:
+        """What the envs go on from; None where one cannot give it, or gives what no file takes."""
+        from worldloom.training.trees import split_tree
+
+        try:
+            state = self.env.state()
+            split_tree(state)
+        except FOREIGN_ERRORS as error:
+            if not self._has_told:
+                self._has_told = True
+                logger.warning(
+                    "worker-%d begins new episodes at each checkpoint, because the state of its "
+                    "envs cannot be saved: %s",
+                    self.slot,
+                    error_text(error),
+                )
+            return None
+        return state
+
+    def _store_ends(self) -> None:
+        """The last rows of episodes that have ended: their action is ignored, so none is asked
+        for.
+        """
+        row = self._row
+        if row is not None and bool((row.live & row.is_last).any()):
+            action = {key: spec.zeros(self.num_envs) for key, spec in self.spec.action.items()}
+            ends = dataclasses.replace(row, live=row.live & row.is_last)
+            self._store(ends, Actions(action, {}, NO_POLICY))
 
     def _takes_back(self, state: Any) -> bool:
         """True if the envs go on where they were; those that cannot begin new episodes, from a seed

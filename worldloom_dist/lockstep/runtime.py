@@ -397,27 +397,25 @@ class LocalRuntime:
             folder = self._store.save(step, tree, facts)
         except (OSError, SafetensorError, CheckpointError) as error:
             self._is_whole = False  # there is no sense in trying it again
+            remedy = "make room, then " if isinstance(error, OSError | SafetensorError) else ""
             raise CheckpointError(
                 f"the checkpoint at {self._report.progress} steps cannot be written "
-                f"({error}); earlier ones are kept: make room, then "
+                f"({error}); earlier ones are kept: {remedy}"
                 f"go on with --resume {shlex.quote(str(self._folder.path))}"
             ) from error
         self._newest = (self._report.env_steps, folder)
-        evaluation = self._report.evaluation
-        if evaluation is not None and evaluation["env_steps"] == self._report.env_steps:
-            self._note_score(evaluation["return_mean"])
         self._folder.try_write_summary(self._report.summary("running"))
         return folder
 
     def _note_score(self, return_mean: float) -> None:
-        """Keep the newest checkpoint as best by an evaluation of the same moment; one that comes
-        later keeps itself.
+        """Keep what an evaluation scored higher than any before as the best checkpoint: the newest
+        one if it is of this moment, else one that is written now.
         """
-        if self._newest is None or not math.isfinite(return_mean):
+        if not math.isfinite(return_mean) or return_mean <= self._store.best_score():
             return
-        env_steps, folder = self._newest
-        if env_steps == self._report.env_steps:
-            self._store.mark_best(folder, return_mean)
+        is_newest = self._newest is not None and self._newest[0] == self._report.env_steps
+        folder = self._newest[1] if self._newest is not None and is_newest else self.checkpoint()
+        self._store.mark_best(folder, return_mean)
 
     def save_when_due(self) -> None:
         """Predictions as videos, and a checkpoint."""

@@ -5,6 +5,7 @@
 or in its course.
 """
 
+import pickle
 from typing import Any
 
 import gymnasium
@@ -520,3 +521,13 @@ class Unsavable(Base):
 
     def worldloom_set_state(self, state: Any) -> None:
         pass
+
+
+class StateOfBytes(Unsavable):
+    def worldloom_get_state(self) -> Any:
+        return pickle.dumps({"t": self.t})
+
+
+class StateOfTexts(Unsavable):
+    def worldloom_get_state(self) -> Any:
+        return np.array(["left", "right"])

@@ -1,3 +1,7 @@
+import re
+from typing import Any
+
+import numpy as np
 import pytest
 
 from worldloom.core.exceptions import ConfigurationError
@@ -74,3 +78,24 @@ def test_settings_survive_the_checkpoint() -> None:
 def test_limits_must_be_positive() -> None:
     with pytest.raises(ConfigurationError, match="step_timeout_s must be > 0, got 0"):
         EnvLimits(step_timeout_s=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("action_repeat", 2.5, "env.action_repeat must be None or an integer"),
+        ("time_limit", "two hundred", "env.time_limit must be None or an integer"),
+        ("pixels", "perhaps", "env.pixels must be"),
+        ("sticky", float("nan"), "env.sticky must be"),
+        ("env", 3, "env.env must be"),
+    ],
+)
+def test_a_field_of_another_type_is_refused(field: str, value: object, sentence: str) -> None:
+    settings: dict[str, Any] = {"env": "atari:pong", field: value}
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)):
+        EnvConfig(**settings)
+
+
+def test_a_field_that_means_a_plain_value_holds_it() -> None:
+    made = EnvConfig(env="gym:Pendulum-v1", time_limit=np.int64(20), action_repeat=np.int32(2))
+    assert (type(made.time_limit), type(made.action_repeat)) == (int, int)

@@ -93,17 +93,22 @@ def test_an_agent_from_outside_is_code_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "serve"])
-def test_the_code_of_a_received_agent_does_not_run_unasked(command, tmp_path, monkeypatch):
+@pytest.mark.parametrize("env", [None, "toy:point"], ids=["its env", "an env that is named"])
+def test_the_code_of_a_received_agent_does_not_run_unasked(command, env, tmp_path, monkeypatch):
     (tmp_path / "evil.py").write_text('import pathlib\npathlib.Path(__file__ + ".ran").touch()\n')
     monkeypatch.syspath_prepend(str(tmp_path))
     run = tmp_path / "run"
     assert start(run, *TINY["tdmpc2:ci"], "--env", "toy:point", "--env-steps", "60").run()
     config = json.loads((run / "config.json").read_text())
     config["run"]["agent"] = config["agent"]["name"] = "evil:x"
+    if env is not None:
+        config["run"]["env"]["env"] = "none"
     (run / "config.json").write_text(json.dumps(config))
     ways = {
-        "evaluate": lambda: evaluate(run, episodes=1),
-        "serve": lambda: asyncio.run(serve(Served(run_dir=run, port=0), until=asyncio.Event())),
+        "evaluate": lambda: evaluate(run, episodes=1, env=env),
+        "serve": lambda: asyncio.run(
+            serve(Served(run_dir=run, port=0, env=env), until=asyncio.Event())
+        ),
     }
     with pytest.raises(UntrustedEnvError, match="module evil"):
         ways[command]()

@@ -168,8 +168,22 @@ def test_every_kind_of_tensor_has_a_space() -> None:
     assert spec.obs["flags"].shape == (4,)
     assert spec.obs["wide"].shape == ()
     assert spec.action["jump"].num_classes == (2,)
-    # a bound at the end of its dtype is none: -1, 0 or 1
     assert spec.action["paddle"].num_classes == ()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sent"),
+    [(None, None, [-1, 0, 1]), (0, None, [0, 0, 1]), (-900, 900, [-900, 180, 900])],
+)
+def test_an_integer_action_without_bounds_is_minus_one_to_one_rounded(low, high, sent) -> None:
+    with serving(OBS, {1: tensor("move", pb.INT32, (2,), low, high)}) as (server, name):
+        vector = make_env(EnvConfig(env=name), num_envs=1, seed=0)
+        vector.reset()
+        for value in (-1.0, 0.2, 1.0):
+            vector.step({"move": np.full((1, 2), value, np.float32)})
+        (world,) = server.worlds.values()
+        assert [int(given["move"][0]) for given in world.given] == sent
+        vector.close()
 
 
 def test_a_server_that_is_not_there_is_named(monkeypatch) -> None:

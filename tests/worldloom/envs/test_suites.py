@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
+from worldloom.envs.building import EnvBuildError
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import env_spec, make_env
+from worldloom.envs.suites import dmc
 from worldloom.envs.suites.crafter import CrafterEnv
 from worldloom.envs.suites.rendering import set_up_headless
 from worldloom.envs.toy import TOYS, CountingEnv, PixelToyEnv, PointEnv
@@ -120,6 +122,64 @@ def test_mujoco_renders_without_a_screen_and_says_how(
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     set_up_headless()
     assert os.environ["MUJOCO_GL"] == "glfw"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ImportError("Cannot initialize a headless EGL display."), AttributeError("EGLDeviceEXT")],
+)
+def test_dm_control_without_a_renderer_gives_states_and_says_what_pictures_lack(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    pytest.importorskip("dm_control", reason="needs worldloom-dist[dmc]")
+    real = dmc.importlib.import_module
+
+    def imported(name: str) -> Any:
+        if name == "dm_control.suite" and "MUJOCO_GL" in os.environ:
+            raise error
+        return real(name)
+
+    monkeypatch.setattr(dmc.importlib, "import_module", imported)
+    monkeypatch.setenv("MUJOCO_GL", "")
+    assert env_spec(EnvConfig(env="dmc:cup-catch")).obs["position"].shape == (4,)
+    assert not os.environ.get("MUJOCO_GL")
+    with pytest.raises(EnvBuildError, match=f"cannot be built: .*{error.args[0]}"):
+        env_spec(EnvConfig(env="dmc:cup-catch", pixels=True))
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(EnvBuildError, match=str(error.args[0])):
+        env_spec(EnvConfig(env="dmc:cup-catch"))
+
+
+class Drop(gymnasium.Env):
+    """Named like an env that never ends; this one does."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+    episode_limit = 30
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(1, np.float32), 0.0, True, False, {}
+
+
+class Endless(Drop):
+    may_terminate = False
+
+
+def test_only_gymnasiums_own_ids_are_known_not_to_terminate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
+    monkeypatch.setattr(gymnasium, "registry", gymnasium.envs.registration.registry)
+    gymnasium.register("PendulumDrop-v0", entry_point=Drop)
+    gymnasium.register("Walk-v0", entry_point=Endless)
+    assert not env_spec(EnvConfig(env="gym:Pendulum-v1")).may_terminate
+    drop = env_spec(EnvConfig(env="gym:PendulumDrop-v0"))
+    assert (drop.may_terminate, drop.episode_limit) == (True, 30)
+    assert not env_spec(EnvConfig(env="gym:Walk-v0")).may_terminate
 
 
 @pytest.mark.parametrize("name", sorted(TOYS))

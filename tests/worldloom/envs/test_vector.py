@@ -5,7 +5,12 @@ import gymnasium
 import numpy as np
 import pytest
 
-from worldloom.core.exceptions import EnvFailureError, ShapeMismatchError, StateError
+from worldloom.core.exceptions import (
+    ConfigurationError,
+    EnvFailureError,
+    ShapeMismatchError,
+    StateError,
+)
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import make_env
@@ -351,3 +356,37 @@ def test_observation_that_is_not_finite_is_found_beside_one_whose_square_is_not(
     LargeEnv.bad = bad
     assert env.step(ZERO).obs["obs"].tolist() == [[0, 0, 0]]
     assert len(env.drain_faults()) == 1
+
+
+class Bounded(CountingEnv):
+    """Takes actions up to ``high``, and remembers what it was given."""
+
+    def __init__(self, high: float, width: int = 2) -> None:
+        super().__init__()
+        self.action_space = gymnasium.spaces.Box(-high, high, (width,))
+        self.given: list[float] = []
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.given.append(float(action[0]))
+        if len(self.given) == 2:
+            raise RuntimeError("broken on purpose")
+        return super().step(np.zeros(2, np.float32))
+
+
+def test_envs_with_bounds_of_their_own_get_actions_within_these() -> None:
+    envs = [Bounded(1.0), Bounded(2.0), Bounded(5.0)]
+    built = list(envs)
+    env = vector_of(built, EnvLimits(), Clock(), 2)
+    env.reset()
+    one = {"action": np.ones((2, 2), np.float32)}
+    env.step(one)
+    assert [each.given for each in envs[:2]] == [[1.0], [2.0]]
+    built.append(Bounded(7.0))
+    env.step(one)  # both fail, and are built again
+    env.step(one)
+    assert envs[2].given == [5.0]
+
+
+def test_an_env_that_is_built_with_other_arrays_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"action \(\(2,\).* once and \(\(3,\)"):
+        vector_of([Bounded(1.0), Bounded(1.0, width=3)], EnvLimits(), Clock(), 2)

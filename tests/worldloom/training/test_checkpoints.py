@@ -54,11 +54,17 @@ def test_what_would_need_pickle_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "tree.json", "manifest.json"])
-def test_a_flipped_byte_or_a_cut_file_is_found(tmp_path, name):
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_flipped_byte_or_a_cut_file_is_found(tmp_path, name, damage):
     save_tree(tmp_path / "c", tree())
     path = tmp_path / "c" / name
     data = bytearray(path.read_bytes())
-    path.write_bytes(data[: len(data) // 2])
+    if damage == "cut":
+        del data[len(data) // 2 :]
+    else:  # a digit or a number, so that the file is one of its kind still
+        place = max(data.rfind(digit) for digit in b"0123456789") if name == "manifest.json" else -1
+        data[place] ^= 1
+    path.write_bytes(data)
     with pytest.raises(CheckpointError):
         load_tree(tmp_path / "c")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -90,3 +91,20 @@ def test_no_question_waits_for_newer_weights() -> None:
         return meanwhile.version, after.version
 
     assert asyncio.run(work()) == (PolicyVersion(1, 1), PolicyVersion(1, 2))
+
+
+def test_an_error_of_the_policy_reaches_every_question_of_its_batch() -> None:
+    class Broken(FakePolicy):
+        def act(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+    async def work() -> list[BaseException]:
+        batcher = Batcher(8, 0.0)
+        server = InferenceServer(Broken(SPEC), FakeWeights())
+        running = asyncio.ensure_future(batcher.run_forever(lambda: server, 1.0, lambda _: None))
+        obs = {"obs": np.zeros((1, 2), np.float32)}
+        requests = [ActRequest(slot, 0, np.zeros(1, np.int64), obs, TRUE) for slot in (0, 1)]
+        answers = [asyncio.ensure_future(batcher.ask_when_built(each)) for each in requests]
+        return await asyncio.wait_for(asyncio.gather(*answers, running, return_exceptions=True), 20)
+
+    assert [str(error) for error in asyncio.run(work())] == ["out of memory"] * 3

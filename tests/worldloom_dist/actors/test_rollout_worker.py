@@ -430,3 +430,21 @@ def test_rows_of_a_policy_that_had_lost_its_carry_are_marked(num_envs: int) -> N
             first += chunk.num_rows
         assert marks == [4]
         assert not sink.rows(stream)["is_first"][4], "the env went on"
+
+
+@pytest.mark.parametrize("steps", [3, 5, 7])
+def test_an_end_that_has_arrived_is_kept_by_a_checkpoint_that_begins_new_episodes(
+    steps: int,
+) -> None:
+    sink = counting_sink()
+    worker = make_worker(sink, num_envs=1)
+    worker.env.state = lambda: None
+    for _ in range(steps):
+        worker.step()
+    has_ended = worker.begins_episode
+    worker.checkpoint()
+    rows = sink.rows(StreamId(2, 7, 0))
+    ends = rows["terminated"] | rows["truncated"]
+    assert has_ended == bool(ends[-1]) == (steps != 3)
+    assert len(ends) == steps + has_ended
+    assert len(worker.drain_episodes()) == ends.sum()

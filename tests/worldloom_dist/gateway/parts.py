@@ -82,7 +82,9 @@ class KeptShard:
         return self.shard.fence(slot, incarnation)
 
     def rows(self, only=lambda chunk: True):
-        """All rows of ``toy:counting``, by episode and step, with the flags that the env gave."""
+        """All rows of ``toy:counting``, by episode and step, as they are stored; but the last row
+        of an episode that was broken off counts as one in its middle.
+        """
         chunks = [chunk for chunk in self.chunks if only(chunk)]
         parts = [decode_rows(chunk.payload, self.columns) for chunk in chunks]
         rows = {name: np.concatenate([part[name] for part in parts]) for name in self.columns}
@@ -91,14 +93,13 @@ class KeptShard:
         slots = np.repeat([c.stream.incarnation for c in chunks], [c.num_rows for c in chunks])
         is_left = np.diff(slots[order], append=slots[-1]) != 0
         length = np.array(CountingEnv.LENGTHS)[rows["obs"][:, 0].astype(int) % 5]
-        odd = rows["obs"][:, 0].astype(int) % 2 == 1
         ends = rows["obs"][:, 1] == length
         # a row where an episode was broken off is a last one, and what it says of its action is of
         # no meaning: the answer may have been lost on the way
         is_broken = (rows["truncated"] & ~ends) | (rows["is_first"] & is_left)
         for place in np.flatnonzero(is_broken[:-1]):
             rows["action"][place, 0] = rows["obs"][place + 1, 2]
-        rows["truncated"] = ends & odd
+        rows["truncated"] &= ends
         return rows
 
 

@@ -148,8 +148,8 @@ def bombard(count: int, seed: int) -> None:
         fresh = message("OpenResponse").FromString(
             send("Open", opening.SerializeToString(), b"") or b""
         )
-        if fresh.secret:
-            assert send("Act", good.SerializeToString(), fresh.secret)
+        assert fresh.secret, "refused sessions keep no place"
+        assert send("Act", good.SerializeToString(), fresh.secret)
         assert send("Describe", b"", b"")
 
 

@@ -3,6 +3,7 @@ interrupted.
 """
 
 import json
+import logging
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from tests.worldloom_dist.local_runs import assert_equal_trees, flat, newest_sta
 from tests.worldloom_dist.small_runs import start
 from worldloom.core.exceptions import TrainingError
 from worldloom.core.specs import EnvSpec
+from worldloom.training.checkpoints import CheckpointStore
+from worldloom_dist.actors.evaluation import Evaluation, Evaluator
 from worldloom_dist.evaluate import evaluate
 
 
@@ -30,7 +33,7 @@ def payloads(folder) -> dict:
 
 
 @pytest.mark.parametrize("env", ["toy:point", "gym:Pendulum-v1"])
-def test_train_n_equals_train_half_kill_resume_half(tmp_path, env):
+def test_train_n_equals_train_half_kill_resume_half(tmp_path, env, caplog):
     words = ["--env", env, "--workers", "2", "--env-steps", "180"]
     assert start(tmp_path / "whole", *words).run() == "completed"
     broken = start(tmp_path / "broken", *words)
@@ -39,8 +42,12 @@ def test_train_n_equals_train_half_kill_resume_half(tmp_path, env):
     while broken.report.env_steps < 150:
         broken.turn()
     broken.runtime.replay.close()  # as death does: the lock goes, everything in memory is lost
+    saved = newest_state(tmp_path / "broken")["learner"]["train_steps"]
+    assert 0 < saved < broken.runtime.learner.train_steps
     resumed = start(tmp_path / "broken", *words)
-    assert resumed.run() == "completed"
+    with caplog.at_level(logging.INFO):
+        assert resumed.run() == "completed"
+    assert "goes on from step-" in caplog.text, "and does not begin again"
     whole = newest_state(tmp_path / "whole")
     again = newest_state(tmp_path / "broken")
     assert_equal_trees(whole["learner"], again["learner"])
@@ -94,6 +101,26 @@ def test_evaluate_gives_the_number_of_the_last_evaluation_and_its_checkpoint_is_
         == found["train_steps"]
         == run.runtime.learner.train_steps
     )
+
+
+def test_the_best_evaluation_keeps_its_weights_wherever_checkpoints_are_due(tmp_path, monkeypatch):
+    words = ["--env-steps", "180", "--eval-every", "40", "--envs-per-worker", "3"]
+    words += ["--eval-episodes", "1", "--learner.checkpoint-every-steps", "100000"]
+    run = start(tmp_path / "run", *words)
+    scores = iter([1.0, 100.0, 2.0, 0.0, 0.0, 0.0])
+    seen = {}
+
+    def evaluate_once(self, **_):
+        seen[next(scores)] = run.runtime.learner.train_steps
+        score = list(seen)[-1]
+        return Evaluation((score,), (1,), run.runtime.weights.version(), {}, 0)
+
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate_once)
+    assert run.run() == "completed"
+    store = CheckpointStore(tmp_path / "run/checkpoints")
+    facts = store.facts(store.find("best"))
+    assert facts["score"] == 100.0
+    assert facts["train_steps"] == seen[100.0] < run.runtime.learner.train_steps
 
 
 def test_counting_rows_arrive_whole_and_the_ratio_is_exact(tmp_path):

@@ -3,6 +3,7 @@ reports change nothing.
 """
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def stored_rows(run: Run) -> dict[str, np.ndarray]:
     return dict(run.runtime.replay.shards[0].sample(SampleRequest(200, (7,))).columns)
 
 
-def test_train_n_equals_train_half_kill_resume_half(tmp_path):
+def test_train_n_equals_train_half_kill_resume_half(tmp_path, caplog):
     words = [*WORDS, "--workers", "2", "--env-steps", "72", "--learner.report-every-steps", "0"]
     whole = start(tmp_path / "whole", *words)
     assert whole.run() == "completed"
@@ -70,8 +71,12 @@ def test_train_n_equals_train_half_kill_resume_half(tmp_path):
     while broken.report.env_steps < 60:
         broken.turn()
     broken.runtime.replay.close()  # as death does: the lock goes, everything in memory is lost
+    saved = newest_state(tmp_path / "broken")["learner"]["train_steps"]
+    assert 0 < saved < broken.runtime.learner.train_steps
     resumed = start(tmp_path / "broken", *words)
-    assert resumed.run() == "completed"
+    with caplog.at_level(logging.INFO):
+        assert resumed.run() == "completed"
+    assert "goes on from step-" in caplog.text, "and does not begin again"
     expected = newest_state(tmp_path / "whole")
     found = newest_state(tmp_path / "broken")
     agent = expected["learner"]["agent"]

@@ -20,6 +20,7 @@ from worldloom.envs.wrappers import RawEnv
 __all__ = ["CrafterEnv", "make"]
 
 TASKS = {"reward": True, "noreward": False}
+EPISODE_LIMIT = 10_000
 MOST_SEED = 2**31
 PICTURE_SIDE = 256
 
@@ -40,7 +41,10 @@ def make(config: EnvConfig) -> RawEnv:
         import crafter  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError("crafter envs", "crafter", "crafter") from error
-    return RawEnv(CrafterEnv(config.image_size or 64, has_reward=TASKS[config.name]))
+    return RawEnv(
+        CrafterEnv(config.image_size or 64, has_reward=TASKS[config.name]),
+        episode_limit=EPISODE_LIMIT,
+    )
 
 
 class CrafterEnv(gymnasium.Env[np.ndarray, Any]):

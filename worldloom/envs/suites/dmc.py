@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import os
 import warnings
 from typing import Any
 
@@ -27,20 +29,14 @@ and evaluations.
 """
 
 
-def make(config: EnvConfig) -> RawEnv:
-    """Build a task from a resolved config.
+def make(config: EnvConfig, *, renders: bool = False) -> RawEnv:
+    """Build a task from a resolved config; ``renders`` if it will be asked for pictures.
 
     Raises:
         MissingDependencyError: If dm_control is not installed.
         ConfigurationError: If there is no such task.
     """
-    set_up_headless()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of rendering backends that are not used
-            from dm_control import suite
-    except ImportError as error:
-        raise MissingDependencyError("dmc envs", "dm-control", "dmc") from error
+    suite = _suite(needs_pictures=bool(config.pixels) or renders)
     known = {
         f"{domain}-{task}".replace("_", "-"): (domain, task) for domain, task in suite.ALL_TASKS
     }
@@ -60,6 +56,30 @@ def make(config: EnvConfig) -> RawEnv:
     return RawEnv(
         env, handles_repeat=True, episode_limit=env.step_limit, may_terminate=domain == "lqr"
     )
+
+
+def _suite(*, needs_pictures: bool) -> Any:
+    """dm_control's tasks. It imports a renderer at once; where ours cannot be and no picture is
+    needed, it does without.
+    """
+    is_ours = set_up_headless()
+    try:
+        return _imported()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "dm_control":
+            raise MissingDependencyError("dmc envs", "dm-control", "dmc") from error
+        raise
+    except Exception:  # of a graphics library: an ImportError, an AttributeError, ...
+        if needs_pictures or not is_ours:
+            raise
+        del os.environ["MUJOCO_GL"]
+        return _imported()
+
+
+def _imported() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of rendering backends that are not used
+        return importlib.import_module("dm_control.suite")
 
 
 class DmcEnv(gymnasium.Env[Any, np.ndarray]):

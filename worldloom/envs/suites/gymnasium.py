@@ -11,8 +11,8 @@ from gymnasium.wrappers import AddRenderObservation
 
 from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, nearest
-from worldloom.envs.building import foreign_code
 from worldloom.envs.config import EnvConfig
+from worldloom.envs.contract import may_terminate, own_limit
 from worldloom.envs.suites.rendering import set_up_headless
 from worldloom.envs.wrappers import RawEnv
 
@@ -21,6 +21,7 @@ __all__ = ["make"]
 logger = logging.getLogger(__name__)
 
 NEVER_TERMINATE = ("Pendulum", "HalfCheetah", "Swimmer", "Reacher", "Pusher", "HumanoidStandup")
+"""Gymnasium's own ids, in any version."""
 EXTRA_OF_ENTRY_POINT = {"gymnasium.envs.mujoco": "mujoco", "ale_py": "atari"}
 
 
@@ -30,7 +31,6 @@ def make(config: EnvConfig, *, renders: bool = False) -> RawEnv:
     Raises:
         ConfigurationError: If the id is unknown; offers the nearest registered one.
         MissingDependencyError: If the env's package is not installed; says what installs it.
-        EnvBuildError: If the env's own code raises.
     """
     name = _mujoco_id(config.name) if config.suite == "mujoco" else config.name
     if name.startswith("ALE/"):
@@ -41,24 +41,28 @@ def make(config: EnvConfig, *, renders: bool = False) -> RawEnv:
     if config.pixels or renders:
         set_up_headless()
         options["render_mode"] = "rgb_array"
-    with foreign_code(config, "built"):
-        try:
-            env = _make(name, options, must_render=bool(config.pixels))
-            if config.pixels:
-                env = AddRenderObservation(env, render_only=True)
-        except gymnasium.error.UnregisteredEnv as error:
-            hint = nearest(name, gymnasium.registry)
-            raise ConfigurationError(
-                f"env {config.env!r}: gymnasium knows no {name!r}{hint}"
-            ) from error
-        except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
-            _raise_missing(name, error)
-            raise
-        except gymnasium.error.Error as error:
-            raise ConfigurationError(f"env {config.env!r}: {first_line(error)}") from error
-    spec = env.spec
-    limit = None if spec is None or config.time_limit is not None else spec.max_episode_steps
-    return RawEnv(env, episode_limit=limit, may_terminate=not name.startswith(NEVER_TERMINATE))
+    try:
+        env = _make(name, options, must_render=bool(config.pixels))
+        if config.pixels:
+            env = AddRenderObservation(env, render_only=True)
+    except gymnasium.error.UnregisteredEnv as error:
+        hint = nearest(name, gymnasium.registry)
+        raise ConfigurationError(
+            f"env {config.env!r}: gymnasium knows no {name!r}{hint}"
+        ) from error
+    except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+        _raise_missing(name, error)
+        raise
+    except gymnasium.error.Error as error:
+        raise ConfigurationError(f"env {config.env!r}: {first_line(error)}") from error
+    registered = None if env.spec is None else env.spec.max_episode_steps
+    limit = None if config.time_limit is not None else registered or own_limit(env.unwrapped)
+    is_endless = name.partition("-v")[0] in NEVER_TERMINATE
+    return RawEnv(
+        env,
+        episode_limit=limit,
+        may_terminate=not is_endless and may_terminate(env.unwrapped),
+    )
 
 
 def _make(name: str, options: dict[str, Any], *, must_render: bool) -> gymnasium.Env[Any, Any]:

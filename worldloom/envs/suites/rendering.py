@@ -11,14 +11,15 @@ __all__ = ["set_up_headless"]
 logger = logging.getLogger(__name__)
 
 
-def set_up_headless() -> None:
-    """Set ``MUJOCO_GL`` when it is unset; must run before mujoco is imported.
+def set_up_headless() -> bool:
+    """Set ``MUJOCO_GL`` when it is unset, which is told; must run before mujoco is imported.
 
     OSMesa renders on the CPU and is preferred where it is installed: several EGL renderers on one
     GPU have been seen to block each other for ever (google-deepmind/mujoco#3444).
     """
     if os.environ.get("MUJOCO_GL"):
-        return
+        return False
     backend = "osmesa" if ctypes.util.find_library("OSMesa") else "egl"
     os.environ["MUJOCO_GL"] = backend
     logger.warning("MUJOCO_GL was not set; rendering without a screen through %s", backend)
+    return True

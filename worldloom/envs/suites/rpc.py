@@ -205,9 +205,10 @@ class RpcEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
                     return spaces.Discrete(int(classes), start=int(low))
                 counts = classes.astype(np.int64)
                 return spaces.MultiDiscrete(counts, start=low.astype(np.int64))
-        if dtype.kind == "f":
-            low = low if spec.HasField("min") else np.full(shape, -np.inf, dtype)
-            high = high if spec.HasField("max") else np.full(shape, np.inf, dtype)
+        if dtype.kind == "f" or (dtype.kind == "i" and what == "action"):
+            open_end = np.full(shape, np.inf, dtype if dtype.kind == "f" else np.float64)
+            low = low if spec.HasField("min") else -open_end
+            high = high if spec.HasField("max") else open_end
         kind: Any = dtype.type
         return spaces.Box(low, high, shape, kind)
 
