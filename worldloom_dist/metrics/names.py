@@ -200,7 +200,9 @@ METRICS: dict[str, MetricInfo] = {
         across="mean",
     ),
     "policy_version": _gauge(
-        "Update of the weights: newest (learner), oldest in use (others).", "grows", across="min"
+        "Update of the weights: newest (learner), oldest in use (others, and in records).",
+        "grows",
+        across="min",
     ),
     "policy_lag_updates": _histogram(
         "Updates between the newest weights and those that acted, at insert.",
@@ -580,6 +582,10 @@ def to_markdown() -> str:
         "of a histogram the mean and, as `NAME:p99`,\n"
         "the 99th percentile (the upper bound of its bucket). TensorBoard and W&B "
         "show `loss{name=total}` as `loss/total`.\n"
+        "A gauge that several roles have is one number in `metrics.jsonl`: memory and files are "
+        "added up, versions the oldest. A label with\n"
+        "a comma, a brace, a quote or a backslash is quoted as in JSON: "
+        '`loss{name="obs/x,y"}`.\n'
         "Durations are seconds, sizes bytes, ratios 0 to 1. How to look at them: "
         "[Operations](operations.md).\n\n"
         "| Name | Type | Meaning | Normal | A bad value |\n|---|---|---|---|---|\n"

@@ -125,6 +125,7 @@ def test_last_evaluation_that_fails_is_tried_once_more_and_then_said(play, caplo
     )
     assert run.all.last(VERSION, StopFlag()) is None
     assert run.all.failure == "EnvFailureError: again"
+    assert run.report.evaluations_failed > 0
     assert caplog.text.count("evaluation at 221 env steps failed") == 2
 
 
