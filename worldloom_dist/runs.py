@@ -64,7 +64,13 @@ def list_runs(folders: Sequence[Path], unreadable: list[str] | None = None) -> l
     """
     found: dict[Path, RunEntry] = {}
     for folder in folders:
-        if not folder.is_dir():
+        try:
+            is_folder = folder.is_dir()
+        except OSError as error:
+            raise ConfigurationError(
+                f"FOLDER: {folder} cannot be looked at ({error.strerror}); name one that you may read"
+            ) from error
+        if not is_folder:
             raise ConfigurationError(
                 f"FOLDER: {folder} is not a folder; name one that your runs are below"
             )

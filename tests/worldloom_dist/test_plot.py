@@ -359,6 +359,9 @@ def test_what_cannot_be_drawn_is_one_sentence(tmp_path, capsys):
     (folder / "metrics.jsonl").unlink()
     assert plot.main([str(folder)]) == 2
     assert "no metrics yet" in capsys.readouterr().err
+    (folder / "metrics.jsonl").mkdir()
+    assert plot.main([str(folder)]) == 2
+    assert "metrics.jsonl cannot be read (Is a directory)" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named_before_anything_is_read(tmp_path, capsys, monkeypatch):

@@ -245,6 +245,16 @@ def test_a_link_that_cannot_be_followed_costs_no_run(folder, capsys, monkeypatch
     assert error == f"warning: {folder}/dead cannot be looked at (Stale file handle)\n"
 
 
+def test_a_folder_that_cannot_be_looked_at_is_one_sentence(folder, capsys, monkeypatch):
+    def is_dir(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(folder), "is_dir", is_dir)
+    assert main([str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: FOLDER: {folder} cannot be looked at (Permission denied)")
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may look everywhere")
 def test_a_link_into_a_locked_folder_costs_no_run(folder, tmp_path, capsys):
     (tmp_path / "locked/inside").mkdir(parents=True)

@@ -174,7 +174,13 @@ def read_run(folder: Path) -> Run:
         raise ConfigurationError(
             f"{folder} holds no run ({type(error).__name__}); give a folder that a run writes to"
         ) from error
-    history = History(is_offline=is_offline).add_all(read_records(folder / "metrics.jsonl"))
+    try:
+        history = History(is_offline=is_offline).add_all(read_records(folder / "metrics.jsonl"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder}/metrics.jsonl cannot be read ({error.strerror}); give a folder that you may "
+            "read, of a run"
+        ) from error
     if not history.names:
         raise ConfigurationError(
             f"{folder} has no metrics yet; a run writes the first ones after about ten seconds"
