@@ -68,7 +68,7 @@ def list_runs(folders: Sequence[Path], unreadable: list[str] | None = None) -> l
             is_folder = folder.is_dir()
         except OSError as error:
             raise ConfigurationError(
-                f"FOLDER: {folder} cannot be looked at ({error.strerror}); name one that you may read"
+                f"FOLDER: {folder} cannot be looked at ({error.strerror}); name another one"
             ) from error
         if not is_folder:
             raise ConfigurationError(
