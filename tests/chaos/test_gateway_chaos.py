@@ -130,7 +130,7 @@ def play_rounds(folder, rounds: int, seed: int) -> None:
                 client.end(dies=True)
                 clients.append(Client(port))
                 continue
-            for pid in run.pids(f"ray::{victim}Role"):
+            for pid in run.wait_until(lambda victim=victim: run.pids(f"ray::{victim}Role"), 90):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         client = clients[-1]
@@ -169,7 +169,7 @@ def test_a_client_goes_on_at_the_other_of_two_gateways_that_decide_themselves(tm
         run.wait_until(lambda: client.steps > 100 or client.error, 90)
         for _ in range(2):
             before = len(client.streams)
-            for pid in run.pids("ray::GatewayRole")[:2]:
+            for pid in run.wait_until(lambda: run.pids("ray::GatewayRole"), 90)[:2]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 run.wait_until(lambda: client.error or client.steps, 90)

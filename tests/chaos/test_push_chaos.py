@@ -41,7 +41,7 @@ def test_rows_that_are_pushed_survive_gateways_and_shards(tmp_path) -> None:
         for victim in VICTIMS:
             env, now = add_rows(replay, 40, env, now)
             count += 40
-            for pid in run.pids(f"ray::{victim}Role"):
+            for pid in run.wait_until(lambda victim=victim: run.pids(f"ray::{victim}Role"), 90):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             env, now = add_rows(replay, 40, env, now)

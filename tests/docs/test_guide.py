@@ -21,6 +21,8 @@ BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<kind>\w+)\n(?P<code>.*?)^```",
     re.DOTALL | re.MULTILINE,
 )
+PRINTED = re.compile(r"^print\(.*\)  # (\S+\(.*\))$", re.MULTILINE)
+"""Lines that say what they print, as it is printed."""
 KINDS = {"python", "bash", "text"}
 SMALL = {
     "--runtime": "local",
@@ -107,7 +109,10 @@ def test_what_a_page_says_works(
     for kind, code, why in blocks(page):
         if kind == "python":
             (folder / "my_env.py").write_text(code) if "class Thermostat" in code else None
+            capsys.readouterr()
             exec(compile(code, page.name, "exec"), names)
+            said = PRINTED.findall(code)
+            assert not said or capsys.readouterr().out.splitlines()[-len(said) :] == said
         elif kind == "bash" and not why:
             for line in filter(None, code.splitlines()):
                 run_line(line, folder)

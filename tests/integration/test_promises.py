@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tests.integration.running import PATIENCE, launched, marked
+from tests.ports import free_port
 from worldloom_dist.runtime.cluster import MARK
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(200 * PATIENCE)]
@@ -36,7 +37,7 @@ def test_a_run_listens_on_the_loopback_only_and_its_files_are_private(tmp_path):
     folder = tmp_path / "run"
     words = (
         "--preset debug --env toy:counting --env-steps 10000000 --train-ratio 2 --eval-episodes 0 "
-        f"--gateway-port 47123 --run-dir {folder}"
+        f"--gateway-port {free_port()} --run-dir {folder}"
     ).split()
     env = {"RAY_AUTH_MODE": "token", "TMPDIR": str(tmp_path)}
     with launched(folder, *words, env=env) as run:

@@ -60,6 +60,8 @@ def test_updates_that_die_with_learners_and_a_coordinator_are_made_again(tmp_pat
             run.wait_until(lambda lost=lost: run.summary()["updates_lost"] > lost, 60)
             lost = run.summary()["updates_lost"]
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 60, 120)
+        most = plan.limits.slack_insert + plan.limits.batch_positions
+        run.wait_until(lambda: owed(plan, run.summary()) <= most, 120)
         run.process.send_signal(signal.SIGTERM)
         assert run.finish() == 0, run.output.read_text()
         summary = run.summary()

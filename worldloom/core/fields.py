@@ -109,7 +109,7 @@ def normalize(
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         try:
-            fitting = _fit(value, kinds.get(field.name, Any), (bounds or {}).get(field.name))
+            fitting = _fitting(value, kinds.get(field.name, Any), (bounds or {}).get(field.name))
         except _UnfitError as error:
             if value is None and not error.hint:
                 error = _UnfitError(error.expected, "leave it out for the default")
@@ -138,7 +138,7 @@ def checked(name: str, value: Any, kind: Any, bounds: Bounds | None = None) -> A
         3
     """
     try:
-        return _fit(value, kind, bounds)
+        return _fitting(value, kind, bounds)
     except _UnfitError as error:
         raise ConfigurationError(_sentence(name, error, value)) from None
 
@@ -157,6 +157,14 @@ def _kinds(owner: type) -> dict[str, Any]:
         return typing.get_type_hints(owner)
     except (NameError, TypeError, AttributeError):
         return {}
+
+
+def _fitting(value: Any, kind: Any, bounds: Bounds | None) -> Any:
+    """As :func:`_fit`, for a value of any depth."""
+    try:
+        return _fit(value, kind, bounds)
+    except RecursionError:
+        raise _UnfitError("nested less deeply") from None
 
 
 def _fit(value: Any, kind: Any, bounds: Bounds | None = None) -> Any:

@@ -49,7 +49,7 @@ from worldloom_dist.lockstep.workers import LocalWorkers
 from worldloom_dist.metrics.endpoint import read_secret, serve_near
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.otlp import OtlpExport
-from worldloom_dist.metrics.process import NodeMeter
+from worldloom_dist.metrics.process import NodeMeter, ProcessMeter
 from worldloom_dist.page.app import PageApp
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.coordinator import ReplayCoordinator
@@ -165,6 +165,7 @@ class LocalRuntime:
         self.evaluator = LocalEvaluator(plan, folder, self.weights, stop, self._note_score, device)
         self.gateway: LocalGateway | None = None
         self._node = NodeMeter(folder.path)
+        self._process = ProcessMeter()
         self._reported = report.counts
         self._checkpoint_at = 0
         self._newest: tuple[int, Path] | None = None
@@ -472,6 +473,7 @@ class LocalRuntime:
                 **self._report.gauges(),
                 **self._report.increments(self._reported),
                 **self._node.drain(),
+                **self._process.drain(),
             },
         )
         self._reported = self._report.counts

@@ -32,7 +32,7 @@ def test_ctrl_c_ends_a_command_with_one_line(capsys):
         ("worldloom_dist.report", "report_html", ["runs/x"]),
         ("worldloom_dist.runs", "_parser", []),
         ("worldloom_dist.status", "read_view", ["runs/x"]),
-        ("worldloom_dist.enjoy", "evaluate", ["--video", "runs/x"]),
+        ("worldloom_dist.enjoy", "read_config", ["--video", "runs/x"]),
         ("worldloom_dist.launch", "parse", []),
     ],
 )

@@ -173,7 +173,13 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_held_out_loss(
 
 def test_evaluation_repeats_and_leaves_training_alone(buffer: ReplayBuffer, tmp_path: Path) -> None:
     trainer = make(tmp_path, "dreamerv3:ci")
+    alone = make(tmp_path / "alone", "dreamerv3:ci")
     assert trainer.evaluate(buffer, 2) == trainer.evaluate(buffer, 2)
+    assert trainer.model.training
+    for each in (trainer, alone):
+        each.train(buffer, num_steps=2)
+    for mine, theirs in zip(trainer.model.parameters(), alone.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
     with pytest.raises(ConfigurationError, match="num_batches"):
         trainer.evaluate(buffer, 0)
 
