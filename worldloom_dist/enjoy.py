@@ -47,6 +47,7 @@ def play(
     *,
     checkpoint: str = "newest",
     episodes: int = 3,
+    env: str | None = None,
     trust_env: bool = False,
 ) -> list[float]:
     """Play episodes and show every picture.
@@ -57,7 +58,7 @@ def play(
             closed.
         checkpoint: ``newest``, ``best``, or a folder's name.
         episodes: How many.
-        trust_env: As in :func:`worldloom_dist.evaluate.evaluate`.
+        env, trust_env: As in :func:`worldloom_dist.evaluate.evaluate`.
 
     Returns:
         The returns of the whole episodes.
@@ -65,30 +66,30 @@ def play(
     Raises:
         ConfigurationError, CheckpointError: If there is no run, or no checkpoint of that name.
     """
-    config, policy = load_policy(run_dir, checkpoint=checkpoint, trust_env=trust_env)
-    env = make_env(config, seed=0, renders=True)
+    config, policy = load_policy(run_dir, checkpoint=checkpoint, env=env, trust_env=trust_env)
+    stage = make_env(config, seed=0, renders=True)
     returns: list[float] = []
     try:
-        row = env.reset()
+        row = stage.reset()
         carry = policy.initial_carry(1)
         total = 0.0
         step = 0
         while len(returns) < episodes:
             title = f"episode {len(returns) + 1}, step {step}, return {total:.1f}"
-            if not show(picture_of(env, row), title):
+            if not show(picture_of(stage, row), title):
                 break
             out = policy.act(row.obs, carry, row.is_first, explore=False)
             carry = out.carry
-            row = env.step(out.action)
+            row = stage.step(out.action)
             total += float(row.reward[0])
             step += 1
             if row.is_last[0]:
                 returns.append(total)
                 total = 0.0
                 step = 0
-                row = env.step(out.action)  # which begins the next episode
+                row = stage.step(out.action)  # which begins the next episode
     finally:
-        env.close()
+        stage.close()
     return returns
 
 
@@ -168,6 +169,9 @@ def main(words: Sequence[str] | None = None) -> int:
         "--video", action="store_true", help="write videos to the run folder, screen or not"
     )
     parser.add_argument(
+        "--env", default=None, help="where to play, for a run that was trained from files only"
+    )
+    parser.add_argument(
         "--trust-env",
         action="store_true",
         help="run env code of a folder that was made elsewhere, without being asked",
@@ -175,7 +179,11 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING)
     reason = "as asked with --video" if options.video else _why_no_window()
-    chosen: dict[str, Any] = {"checkpoint": options.checkpoint, "episodes": options.episodes}
+    chosen: dict[str, Any] = {
+        "checkpoint": options.checkpoint,
+        "episodes": options.episodes,
+        "env": options.env,
+    }
     try:
         checked("episodes", options.episodes, int, Bounds(1))
         run_dir = options.run_dir or newest_run()

@@ -97,22 +97,12 @@ def evaluate(
         TrainingError: If a video that was asked for could not be made.
     """
     config = read_config(run_dir)
-    code_of_env = config.env.env
     checked("episodes", episodes, int | None, Bounds(1))
     checked("videos", videos, int, NOT_NEGATIVE)
     checked("max_steps", max_steps, int | None, Bounds(1))
     checked("timeout_s", timeout_s, float | None, POSITIVE)
     check_device("device", device)
-    if config.env.is_none:
-        config = dataclasses.replace(config, env=recorded_env(run_dir, env))
-        # who names an env has agreed to its code, and to that alone
-        code_of_env = config.env.env if env is None else code_of_env
-    elif env is not None:
-        raise ConfigurationError(
-            f"env: {run_dir} was trained in {config.env.env}, and is evaluated there; "
-            "leave --env out"
-        )
-    check_env_code(run_dir, code_of_env, outside_module(config.agent), trust_env=trust_env)
+    config = _played(config, run_dir, env, trust_env=trust_env)
     asked: dict[str, Any] = {
         "eval_episodes": episodes or config.eval_episodes or 10,
         "eval_videos": videos,
@@ -170,23 +160,45 @@ def as_published(agent: Agent, dtype: str) -> WeightsSnapshot:
 
 
 def load_policy(
-    run_dir: Path, *, checkpoint: str = "newest", device: str = "cpu", trust_env: bool = False
+    run_dir: Path,
+    *,
+    checkpoint: str = "newest",
+    device: str = "cpu",
+    env: str | None = None,
+    trust_env: bool = False,
 ) -> tuple[EnvConfig, Policy]:
     """A run's env and its trained policy, for example to record episodes with
-    ``worldloom.training.collect``; ``trust_env`` as in :func:`evaluate`.
+    ``worldloom.training.collect``; ``env`` and ``trust_env`` as in :func:`evaluate`.
 
     Raises:
         ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no
             such device.
     """
     check_device("device", device)
-    config = read_config(run_dir)
-    check_env_code(run_dir, config.env.env, outside_module(config.agent), trust_env=trust_env)
-    plan = resolve(without_replay(config))
+    plan = resolve(without_replay(_played(read_config(run_dir), run_dir, env, trust_env=trust_env)))
     agent, _ = restore_agent(
         plan, find_checkpoint(build_store(plan, run_dir), checkpoint), device=device
     )
     return plan.env, agent
+
+
+def _played(config: RunConfig, run_dir: Path, env: str | None, *, trust_env: bool) -> RunConfig:
+    """The config with the env in which the run's agent is to play, whose code may run.
+
+    Raises:
+        ConfigurationError: If a run without an env has none to play in, or another one names one.
+    """
+    code_of_env = config.env.env
+    if config.env.is_none:
+        config = dataclasses.replace(config, env=recorded_env(run_dir, env))
+        # who names an env has agreed to its code, and to that alone
+        code_of_env = config.env.env if env is None else code_of_env
+    elif env is not None:
+        raise ConfigurationError(
+            f"env: {run_dir} was trained in {config.env.env}, and plays there; leave --env out"
+        )
+    check_env_code(run_dir, code_of_env, outside_module(config.agent), trust_env=trust_env)
+    return config
 
 
 def without_replay(config: RunConfig) -> RunConfig:

@@ -36,7 +36,7 @@ def report_html(run_dir: Path, *, videos: int = MOST_VIDEOS) -> str:
     Args:
         run_dir: A run folder, of a run in any state.
         videos: How many videos at most, the newest of every kind first; those beyond 32 MiB in all
-            are left out, and counted on the page.
+            are left out, and counted on the page, as is one that is gone or cannot be read.
 
     Raises:
         ConfigurationError: If the folder holds no run, or one that cannot be read.
@@ -47,18 +47,21 @@ def report_html(run_dir: Path, *, videos: int = MOST_VIDEOS) -> str:
     inside = []
     left = MOST_VIDEO_BYTES
     for video in state["videos"][:videos]:
-        if video["size_bytes"] <= left:
+        if video["size_bytes"] <= left and (found := _inlined(video, run_dir / "videos")):
             left -= video["size_bytes"]
-            inside.append(_inlined(video, run_dir / "videos"))
+            inside.append(found)
     state |= {"videos": inside, "videos_left_out": len(state["videos"]) - len(inside)}
     text = to_json(state).replace("<", "\\u003c")  # nothing in it may end the script
     head, place, tail = page_html().partition(PLACE)
     return head + place + text + tail
 
 
-def _inlined(video: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _inlined(video: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     path = folder / video["file"]
-    data = base64.b64encode(path.read_bytes()).decode()
+    try:
+        data = base64.b64encode(path.read_bytes()).decode()
+    except OSError:  # a run deletes old ones while it is read
+        return None
     return {**video, "url": f"data:{TYPES[path.suffix.lower()]};base64,{data}"}
 
 

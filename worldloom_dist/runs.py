@@ -64,7 +64,13 @@ def list_runs(folders: Sequence[Path], unreadable: list[str] | None = None) -> l
     """
     found: dict[Path, RunEntry] = {}
     for folder in folders:
-        if not folder.is_dir():
+        try:
+            is_folder = folder.is_dir()
+        except OSError as error:
+            raise ConfigurationError(
+                f"FOLDER: {folder} cannot be looked at ({error.strerror}); name another one"
+            ) from error
+        if not is_folder:
             raise ConfigurationError(
                 f"FOLDER: {folder} is not a folder; name one that your runs are below"
             )
@@ -209,7 +215,7 @@ def _cells(entry: RunEntry) -> tuple[str, ...]:
         "-" if steps is None else f"{steps:,}{' updates' if is_offline else ''}",
         last,
         _number(entry.return_best),
-        _number(entry.hours),
+        _hours(entry.hours),
         entry.status,
         entry.commit or "-",
         "-"
@@ -222,6 +228,12 @@ def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _hours(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "<0.01" if 0 < value < 0.01 else f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
 
 
 def _csv(entries: Sequence[RunEntry]) -> str:

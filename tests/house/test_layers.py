@@ -44,6 +44,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {
         "worldloom_dist.run.config",
         "worldloom_dist.ports",
+        "worldloom_dist.metrics.media",
         "worldloom_dist.metrics.names",
         "worldloom_dist.run",
     },

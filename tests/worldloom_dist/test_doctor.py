@@ -1,5 +1,6 @@
 """The doctor names what is wrong with a machine, and the command that helps."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -40,6 +41,21 @@ def test_everything_is_checked_and_every_problem_has_a_fix(tmp_path):
     assert found["python"].level == found["torch"].level == found["ray"].level == "ok"
     assert all(finding.fix for finding in found.values() if finding.level == "problem")
     assert str(tmp_path) in found["disk"].detail
+
+
+def test_an_exporter_that_is_missing_is_told_though_a_part_of_it_is_there(tmp_path, monkeypatch):
+    real = importlib.util.find_spec
+
+    def find(name, package=None):
+        if name == "opentelemetry.exporter.otlp.proto.http":
+            raise ModuleNotFoundError(name)
+        return real(name, package)
+
+    monkeypatch.setattr("importlib.util.find_spec", find)
+    found = by_name(check_machine(tmp_path / "runs"))["extras"]
+    assert found.level == "note"
+    assert "otel" in found.detail
+    assert "otel" in found.fix
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,19 @@
 """Watching a run's agent: in a window where there is one, else as videos."""
 
+import json
+import shutil
 import sys
 import types
 
 import numpy as np
 import pytest
+import torch
 
+from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist import enjoy
+from worldloom_dist.evaluate import load_policy
 from worldloom_dist.launch import main as launch
+from worldloom_dist.replay.__main__ import main as replay
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +129,84 @@ def test_a_real_window_is_opened_and_closed(run, capsys, monkeypatch):
     shown = capsys.readouterr()
     assert shown.out.startswith("returns: ")
     assert "writing" not in shown.err
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("offline")
+    recorded = ["--env", "toy:pixel", "--env.time-limit", "5", "--agent", "dreamerv3:ci"]
+    words = "--agent.batch-size 2 --agent.batch-length 4 --agent.report-length 4 --preset debug"
+    before = torch.get_num_threads()
+    launch(
+        [
+            *words.split(),
+            *recorded,
+            "--runtime",
+            "local",
+            "--metrics-port",
+            "0",
+            "--env-steps",
+            "40",
+            "--eval-episodes",
+            "0",
+            "--run-dir",
+            str(folder / "run"),
+        ]
+    )
+    replay(["export", str(folder / "run"), str(folder / "data.npz")])
+    launch(
+        [
+            *words.split(),
+            "--agent",
+            "dreamerv3:ci",
+            "--runtime",
+            "local",
+            "--metrics-port",
+            "0",
+            "--env",
+            "none",
+            "--replay.load",
+            str(folder / "data.npz"),
+            "--train-steps",
+            "2",
+            "--run-dir",
+            str(folder / "offline"),
+        ]
+    )
+    torch.set_num_threads(before)
+    return folder / "offline"
+
+
+def test_an_agent_of_files_plays_where_they_were_recorded(offline):
+    pictures = []
+
+    def show(picture, title):
+        pictures.append(picture)
+        return True
+
+    assert len(enjoy.play(offline, show, episodes=1)) == 1
+    assert len(pictures) == 5
+    assert load_policy(offline)[0].env == "toy:pixel"
+
+
+def test_an_agent_of_files_plays_where_it_is_told_to(offline, capsys):
+    assert enjoy.main([str(offline), "--video", "--episodes", "1", "--env", "toy:pixel"]) == 0
+    assert "returns: " in capsys.readouterr().out
+    assert load_policy(offline, env="toy:pixel")[0].env == "toy:pixel"
+
+
+def test_who_was_trained_in_an_env_plays_there(run, capsys):
+    assert enjoy.main([str(run), "--video", "--env", "toy:point"]) == 2
+    assert "was trained in toy:pixel, and plays there; leave --env out" in capsys.readouterr().err
+    with pytest.raises(ConfigurationError, match="leave --env out"):
+        load_policy(run, env="toy:point")
+
+
+def test_files_that_name_no_env_need_one_with_a_screen_too(offline, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(offline, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["env"]["name"] = "none"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigurationError, match="say where to play with --env SPEC"):
+        enjoy.play(folder, lambda picture, title: True)

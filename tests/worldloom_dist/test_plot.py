@@ -1,6 +1,7 @@
 """Curves of runs: seeds are combined honestly, and the picture shows them."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -117,6 +118,13 @@ def test_seeds_without_an_evaluation_are_not_counted_with_those_that_have_one(tm
         {"replay": {"capacity_steps": 1000}},
         {"replay": {"capacity_gb": 2.0}},
         {"replay": {"stride": 2}},
+        {"learner": {"weights_dtype": "bfloat16"}},
+        {"learner": {"tf32": False}},
+        {"workers": 16},
+        {"runtime": "local"},
+        {"barrier": True},
+        {"inference": "central"},
+        {"gateway_port": 50051},
     ],
     ids=str,
 )
@@ -128,6 +136,16 @@ def test_what_changes_the_learning_makes_another_experiment(tmp_path, change):
     (found,) = experiments_of(runs).values()
     assert len(found) == 2
     assert found[0].label != found[1].label
+
+
+def test_another_port_or_folder_makes_no_other_experiment(tmp_path):
+    changes = ({"gateway_port": 1}, {"gateway_port": 2, "seed": 2, "eval_every": 7, "wandb": True})
+    runs = [
+        read_run(write_run(tmp_path / str(place), records=4, config=config))
+        for place, config in enumerate(changes)
+    ]
+    (found,) = experiments_of(runs).values()
+    assert len(found) == 1
 
 
 def test_a_run_of_an_earlier_version_is_a_seed_of_the_same_experiment(tmp_path):
@@ -204,7 +222,7 @@ def test_the_interval_is_that_of_a_stratified_bootstrap():
 
 
 def test_runs_with_other_settings_are_other_experiments(tmp_path):
-    changes = [{"seed": 1}, {"seed": 2}, {"seed": 3, "train_ratio": 24.0}, {"workers": 7}]
+    changes = [{"seed": 1}, {"seed": 2}, {"seed": 3, "train_ratio": 24.0}, {"eval_every": 700}]
     changes.append({"agent_overrides": {"lr": 0.1}})
     runs = [
         read_run(write_run(tmp_path / str(place), records=4, config=change))
@@ -302,6 +320,27 @@ def test_the_table_compares_runs_and_seeds(tmp_path, capsys):
     assert not (folders[0] / "plot.png").exists()
 
 
+def test_the_table_compares_no_seed_that_died_early_with_whole_ones(tmp_path, capsys):
+    folders = [
+        write_run(
+            tmp_path / f"run-{seed}",
+            config={"seed": seed, "eval_every": 100},
+            share=0.05 if seed == 3 else 1.0,
+            summary={"status": "running" if seed == 3 else "completed"},
+        )
+        for seed in (1, 2, 3)
+    ]
+    for path in folders[2].iterdir():
+        os.utime(path, (1e9, 1e9))
+    assert plot.main([*map(str, folders), "--table"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4].split()[3] == "died"
+    assert "over 2 of 3 seeds (interquartile mean" in lines[5]
+    assert lines[6] == (
+        "tdmpc2:ci: run-3 (died) is left out of it, because its last evaluation is at 200 env steps"
+    )
+
+
 def test_what_cannot_be_drawn_is_one_sentence(tmp_path, capsys):
     folder = make_run(tmp_path / "a")
     cases = {
@@ -320,6 +359,9 @@ def test_what_cannot_be_drawn_is_one_sentence(tmp_path, capsys):
     (folder / "metrics.jsonl").unlink()
     assert plot.main([str(folder)]) == 2
     assert "no metrics yet" in capsys.readouterr().err
+    (folder / "metrics.jsonl").mkdir()
+    assert plot.main([str(folder)]) == 2
+    assert "metrics.jsonl cannot be read (Is a directory)" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named_before_anything_is_read(tmp_path, capsys, monkeypatch):
@@ -328,6 +370,15 @@ def test_a_missing_package_is_named_before_anything_is_read(tmp_path, capsys, mo
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     assert plot.main([str(tmp_path / "nothing")]) == 2
     assert "pip install 'worldloom-dist[viz]'" in capsys.readouterr().err
+
+
+def test_a_run_without_env_steps_is_not_drawn_over_them(tmp_path, capsys):
+    offline = {"env": {"env": "none"}, "replay": {"capacity_steps": 9, "load": "data.npz"}}
+    folder = write_run(tmp_path / "off", config=offline)
+    assert plot.main([str(folder), "--x", "env_steps"]) == 2
+    assert "x: off was trained from files and has no env steps" in capsys.readouterr().err
+    assert not (folder / "plot.png").exists()
+    assert plot.main([str(folder), "--x", "time"]) == 0
 
 
 def test_a_run_without_an_env_is_drawn_over_its_updates(tmp_path):

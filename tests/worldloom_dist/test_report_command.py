@@ -41,6 +41,24 @@ def test_a_report_takes_as_many_videos_as_it_is_told(tmp_path):
         assert state["videos_left_out"] == left_out
 
 
+def test_a_video_that_is_gone_meanwhile_is_left_out(tmp_path, monkeypatch, capsys):
+    folder = write_run(tmp_path / "run")
+    (folder / "videos").mkdir()
+    for number in range(3):
+        (folder / "videos" / f"eval-00000{number}000-0.gif").write_bytes(b"GIF89a")
+    real = type(folder).read_bytes
+
+    def read_bytes(path):
+        if path.name == "eval-000001000-0.gif":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return real(path)
+
+    monkeypatch.setattr(type(folder), "read_bytes", read_bytes)
+    assert main([str(folder)]) == 0
+    state = state_of((folder / "report.html").read_text())
+    assert (len(state["videos"]), state["videos_left_out"]) == (2, 1)
+
+
 def test_no_text_of_a_run_becomes_code(tmp_path):
     bad = "</script><script>alert(1)</script>"
     folder = write_run(tmp_path / "run", summary={"status": "failed", "error": bad})

@@ -228,6 +228,51 @@ def test_a_folder_that_cannot_be_listed_is_a_warning(folder, capsys, monkeypatch
     assert "a-10" in out
 
 
+def test_a_link_that_cannot_be_followed_costs_no_run(folder, capsys, monkeypatch):
+    path = type(folder)
+    real = path.is_dir
+
+    def is_dir(self):
+        if self.name == "dead":
+            raise OSError(116, "Stale file handle")
+        return real(self)
+
+    (folder / "dead").symlink_to("/nowhere")
+    monkeypatch.setattr(path, "is_dir", is_dir)
+    assert main([str(folder), "--json"]) == 0
+    out, error = capsys.readouterr()
+    assert [json.loads(line)["name"] for line in out.splitlines()] == ["a-2", "a-10", "sweep/deep"]
+    assert error == f"warning: {folder}/dead cannot be looked at (Stale file handle)\n"
+
+
+def test_a_folder_that_cannot_be_looked_at_is_one_sentence(folder, capsys, monkeypatch):
+    def is_dir(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(folder), "is_dir", is_dir)
+    assert main([str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: FOLDER: {folder} cannot be looked at (Permission denied)")
+
+
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "command.txt"])
+def test_files_of_another_program_hide_no_run_below_them(folder, capsys, name):
+    (folder / name).write_text('{"made by": "something else"}\n')
+    (folder / "sweep" / name).write_text("{}\n")
+    (folder / "a-2/config.json").unlink()
+    (folder / "a-2/checkpoints/best").mkdir(parents=True)
+    (folder / "a-2/checkpoints/best/config.json").write_text('{"run": {}}')
+    assert main([str(folder), "--json"]) == 0
+    found = {entry["name"]: entry["status"] for entry in lines(capsys)}
+    assert found == {
+        "runs": "damaged",
+        "a-2": "damaged",
+        "a-10": "completed",
+        "sweep": "damaged",
+        "sweep/deep": "stopped",
+    }
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -253,6 +298,17 @@ def test_words_are_offered_for_completion():
     assert "--since" in runs.words_after("runs")
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.0, "0.00"), (9.0, "<0.01"), (120.0, "0.03"), (44_442.0, "12.35"), (4.4e6, "1,222")],
+)
+def test_hours_are_read_at_a_glance(tmp_path, capsys, seconds, shown):
+    write_run(tmp_path / "run", summary={"status": "completed", "wall_time_s": seconds})
+    assert main([str(tmp_path)]) == 0
+    _, row = capsys.readouterr().out.splitlines()
+    assert row.split()[7] == shown
+
+
 def test_commands_without_a_run_take_the_newest(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     newest = tmp_path / "runs/sweep/deep"
@@ -263,6 +319,7 @@ def test_commands_without_a_run_take_the_newest(folder, tmp_path, capsys, monkey
     records = [json.loads(line) for line in (newest / "metrics.jsonl").read_text().splitlines()]
     text = "".join(json.dumps({**record, "time": later}) + "\n" for record in records)
     (newest / "metrics.jsonl").write_text(text)
+    (tmp_path / "runs/summary.json").write_text("{}")  # of another program, and newer
     for command in (status, report, plot):
         assert command.main([]) == 0
         assert capsys.readouterr().err.splitlines()[0] == "the newest run: runs/sweep/deep"

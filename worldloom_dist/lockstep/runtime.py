@@ -128,9 +128,7 @@ class LocalRuntime:
             tf32=own.tf32,
             deterministic=own.deterministic,
         )
-        self.hub = MetricsHub(
-            plan.run_id, {"env": plan.env.env, "agent": plan.agent.name}, build_facts()
-        )
+        self.hub = MetricsHub(plan.run_id, plan.labels, build_facts())
         secret = read_secret(plan.config.metrics_auth_file)
         self.endpoint, _ = serve_near(
             self.hub, plan.config.metrics_host, port, secret, PageApp(folder.path)

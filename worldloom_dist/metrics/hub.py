@@ -3,13 +3,15 @@ and what is it to Prometheus.
 
 Roles send increments and observations every few seconds; the hub keeps totals. Counters and
 histograms of all instances of a role are added up; gauges of a role's instances become one number,
-as the table of metrics says (``MetricInfo.across``). So the number of series depends on the roles
-and not on how many workers there are. Nothing here blocks training: a role that cannot reach the
-hub drops its flush and goes on.
+as the table of metrics says (``MetricInfo.across``), and so do those of several roles where a run
+has one number for them all. So the number of series depends on the roles and not on how many
+workers there are. The window of recent episodes is the run's, whichever roles play them. Nothing
+here blocks training: a role that cannot reach the hub drops its flush and goes on.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -22,7 +24,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from worldloom.core.metrics import Histogram, Last, Metric, MetricMap, Sum
-from worldloom_dist.metrics.names import METRICS, ZEROS, Across, split_key
+from worldloom_dist.metrics.names import METRICS, ZEROS, Across, key_of, split_key
 
 __all__ = ["MetricsHub"]
 
@@ -34,11 +36,13 @@ GONE_AFTER_S = 900.0
 longer than any deadline of the supervisor.
 """
 SUMMED_FOR_S = 60.0
-"""A gauge that is summed over instances leaves out those that were not heard of for so long: they
-died, or were given up.
+"""A gauge of several instances leaves out those that were not heard of for so long: they died, or
+were given up.
 """
 ALL = -1
 """In place of an instance's index: what all instances of a role have together."""
+RUN = "hub"
+"""The role of what is one number for the run: the hub's own."""
 
 
 class MetricsHub(Collector):
@@ -90,23 +94,22 @@ class MetricsHub(Collector):
                 self._merge(role, index, key, value)
             for episode in episodes:
                 self._episodes.append(episode)
-                self._merge(role, ALL, f"episodes_total{{reason={episode['reason']}}}", Sum(1))
+                self._merge(role, ALL, key_of("episodes_total", reason=episode["reason"]), Sum(1))
             if episodes:
                 for name, number in _of_episodes(self._episodes).items():
-                    self._values[role, f"{name}{{split=train}}"] = {ALL: Last(number)}
+                    self._values[RUN, f"{name}{{split=train}}"] = {ALL: Last(number)}
 
     def snapshot(self) -> dict[str, float]:
         """Every value now, by key; a histogram gives its mean and, as ``KEY:p99``, its 99th
         percentile.
         """
-        merged: dict[str, Metric] = {}
         with self._lock:
+            roles: dict[str, list[str]] = {}
             for role, key in self._values:
-                value = self._value(role, key)
-                known = merged.get(key)
-                merged[key] = value if known is None else known.merge(value)  # type: ignore[arg-type]
+                roles.setdefault(key, []).append(role)
+            values = {key: self._value(key, *names) for key, names in roles.items()}
         flat: dict[str, float] = {}
-        for key, value in merged.items():
+        for key, value in values.items():
             if not isinstance(value, Histogram):
                 flat[key] = float(value.value)
             elif value.count:
@@ -116,7 +119,7 @@ class MetricsHub(Collector):
     def collect(self) -> Iterable[Family]:
         """What Prometheus scrapes: one family per name, series labelled with run_id and role."""
         with self._lock:
-            values = [((role, key), self._value(role, key)) for role, key in self._values]
+            values = [((role, key), self._value(key, role)) for role, key in self._values]
             now = self._clock()
             heard = {
                 role: time.time() - (now - self._oldest_heartbeat(role)) for role, _ in self._heard
@@ -142,7 +145,7 @@ class MetricsHub(Collector):
         return min(stamp for stamp in stamps if newest - stamp < GONE_AFTER_S)
 
     def _merge(self, role: str, index: int, key: str, value: Metric) -> None:
-        name, _ = split_key(key)
+        name = _name_of(key)
         if name not in METRICS:
             if name not in self._unknown:
                 self._unknown.add(name)
@@ -156,23 +159,20 @@ class MetricsHub(Collector):
             old = instances.get(ALL)
             instances[ALL] = value if old is None else old.merge(value)  # type: ignore[arg-type]
 
-    def _value(self, role: str, key: str) -> Metric:
-        """What the instances of a role have together; called with the lock held."""
-        instances = self._values[role, key]
-        if ALL in instances:
-            return instances[ALL]
-        across = METRICS[split_key(key)[0]].across
-        if across == "sum":
-            now = self._clock()
-            living = [
-                value
-                for index, value in instances.items()
-                if now - self._heard.get((role, index), -SUMMED_FOR_S) < SUMMED_FOR_S
-            ]
-            return Last(
-                sum(float(value.value) for value in living), _newest_stamp(instances.values())
-            )
-        return _combine(across, list(instances.values()))
+    def _value(self, key: str, *roles: str) -> Metric:
+        """What the instances of some roles have together; called with the lock held."""
+        info = METRICS[split_key(key)[0]]
+        parts = [(role, part) for role in roles for part in self._values[role, key].items()]
+        values = [value for _, (_, value) in parts]
+        if info.kind != "gauge":
+            return functools.reduce(lambda all_, one: all_.merge(one), values)  # type: ignore[arg-type]
+        now = self._clock()
+        living = [
+            value
+            for role, (index, value) in parts
+            if now - self._heard.get((role, index), -SUMMED_FOR_S) < SUMMED_FOR_S
+        ]
+        return _combine(info.across, living, values)
 
     def _family(self, name: str, series: list[tuple[dict[str, str], Metric]]) -> Iterator[Family]:
         info = METRICS[name]
@@ -201,17 +201,34 @@ class MetricsHub(Collector):
         yield family
 
 
-def _newest_stamp(values: Iterable[Metric]) -> float:
-    return max((getattr(value, "stamp", 0.0) for value in values), default=0.0)
+def _name_of(key: str) -> str:
+    """Of a key; one that cannot be read is its own name, which is in no table."""
+    try:
+        return split_key(key)[0]
+    except ValueError:
+        return key
 
 
-def _combine(across: Across, values: list[Metric]) -> Metric:
-    """One value of a gauge for several instances, the latest report last."""
-    if len(values) == 1 or across == "last":
-        return max(values, key=lambda value: getattr(value, "stamp", 0.0))
-    numbers = [float(value.value) for value in values]
-    combined = min(numbers) if across == "min" else sum(numbers) / len(numbers)
-    return Last(combined, _newest_stamp(values))
+def _combine(across: Across, living: list[Metric], known: list[Metric]) -> Metric:
+    """One value of a gauge for several instances.
+
+    Args:
+        across: How.
+        living: Of those that are there.
+        known: Of these and those that are gone, which have a say where no other has, except in a
+            sum.
+    """
+    stamp = max(_stamp(value) for value in known)
+    if across == "sum":
+        return Last(sum(float(value.value) for value in living), stamp)
+    if across == "last":
+        return max(known, key=_stamp)
+    numbers = [float(value.value) for value in living or known]
+    return Last(min(numbers) if across == "min" else sum(numbers) / len(numbers), stamp)
+
+
+def _stamp(value: Metric) -> float:
+    return getattr(value, "stamp", 0.0)
 
 
 def _of_episodes(episodes: Iterable[Mapping[str, Any]]) -> dict[str, float]:

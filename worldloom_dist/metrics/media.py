@@ -1,23 +1,66 @@
-"""Pictures and videos that appear in a run folder, on their way to the sinks."""
+"""Pictures and videos that appear in a run folder, on their way to the sinks, and what their names
+say.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["PICTURES", "VIDEOS", "MediaWatch", "Medium"]
+__all__ = ["PICTURES", "VIDEOS", "MediaWatch", "Medium", "Subject", "is_half_written", "subject_of"]
 
 PICTURES = (".png", ".gif", ".jpg")
 VIDEOS = (".mp4", ".gif")
 UNCHANGED_S = 2.0
+EVALUATION = re.compile(r"eval-(\d+)-(\d+)")
+IMAGINED = re.compile(r"open_loop-(.+)-(\d+)")
+
+
+class Subject(NamedTuple):
+    """What a picture or video shows, as its name says.
+
+    Attributes:
+        kind: ``evaluation``, ``imagined`` or ``other``; a run makes the first two.
+        which: Episode of the evaluation, from 0; observation that is imagined; or the whole name.
+        env_steps: When; None for others, whose numbers mean something else.
+    """
+
+    kind: str
+    which: str
+    env_steps: int | None
+
+    @property
+    def name(self) -> str:
+        """The same for every video of one curve: ``eval``, ``eval-1`` for the second episode of
+        an evaluation, ``open_loop-image``.
+        """
+        if self.kind == "evaluation":
+            return "eval" if int(self.which) == 0 else f"eval-{int(self.which)}"
+        return f"open_loop-{self.which}" if self.kind == "imagined" else self.which
+
+
+def subject_of(stem: str) -> Subject:
+    """Of a file's name without its ending: ``eval-000002000-0`` is of an evaluation,
+    ``open_loop-image-0000012000`` of what the agent imagines; others were made by ``evaluate``, or
+    by people.
+    """
+    if match := EVALUATION.fullmatch(stem):
+        return Subject("evaluation", match[2], int(match[1]))
+    if match := IMAGINED.fullmatch(stem):
+        return Subject("imagined", match[1], int(match[2]))
+    return Subject("other", stem, None)
+
+
+def is_half_written(path: Path) -> bool:
+    """True for a video that an encoder still writes."""
+    return ".half." in path.name
 
 
 class Medium(NamedTuple):
-    """A picture or video: what it shows (of ``open_loop-image-0000012000.gif``:
-    ``open_loop-image``), its file, its env steps.
-    """
+    """A picture or video: what it shows (:attr:`Subject.name`), its file, its env steps."""
 
     name: str
     path: Path
@@ -47,15 +90,8 @@ class MediaWatch:
                 if path not in self._seen and self._unchanged_for(path) >= unchanged_s:
                     self._seen.add(path)
                     self._looks.pop(path, None)
-                    name, _, steps = path.stem.rpartition("-")
-                    is_numbered = bool(name) and steps.isdigit()
-                    found.append(
-                        Medium(
-                            name if is_numbered else path.stem,
-                            path,
-                            int(steps) if is_numbered else None,
-                        )
-                    )
+                    subject = subject_of(path.stem)
+                    found.append(Medium(subject.name, path, subject.env_steps))
         return found
 
     def _unchanged_for(self, path: Path) -> float:
@@ -71,7 +107,11 @@ class MediaWatch:
     def _files(self) -> list[Path]:
         known = {*PICTURES, *VIDEOS}
         return (
-            [path for path in self._folder.glob("*") if path.suffix.lower() in known]
+            [
+                path
+                for path in self._folder.glob("*")
+                if path.suffix.lower() in known and not is_half_written(path)
+            ]
             if self._folder.is_dir()
             else []
         )

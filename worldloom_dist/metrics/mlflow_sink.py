@@ -30,6 +30,8 @@ CONNECT_WITHIN_S = 5.0
 BATCH_METRICS = 1000
 BATCH_PARAMS = 100
 """What MLflow takes in one call."""
+ENDS = {"completed": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+"""How a run ended, in MLflow's words."""
 REFUSED = re.compile(r"[^\w.\- :/]")
 """Characters that no name has there."""
 
@@ -102,9 +104,9 @@ class MlflowSink:
         """The file as an artifact, below the part of the name before its last slash."""
         self._client.log_artifact(self._run_id, str(path), name.rpartition("/")[0] or None)
 
-    def close(self) -> None:
-        """Mark the run as finished."""
-        self._client.set_terminated(self._run_id, "FINISHED")
+    def close(self, status: str) -> None:
+        """Say there how the run ended."""
+        self._client.set_terminated(self._run_id, ENDS.get(status, "FAILED"))
 
     def _create(self, folder: Path, run_id: str, settings: Mapping[str, str]) -> str:
         from mlflow.entities import Param

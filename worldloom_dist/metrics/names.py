@@ -2,12 +2,15 @@
 Prometheus alike.
 
 A key is a Prometheus series without the common prefix and labels: ``learner_updates_total`` or
-``loss{name=total}``. The hub adds ``worldloom_``, ``run_id`` and ``role``. No label grows with
+``loss{name=total}``; a label that would read as more than one is quoted: ``loss{name="obs/x,y"}``
+(:func:`key_of`). The hub adds ``worldloom_``, ``run_id`` and ``role``. No label grows with
 time. ``docs/metrics.md`` is generated from this table.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +24,8 @@ __all__ = [
     "METRICS",
     "ZEROS",
     "MetricInfo",
+    "key_of",
+    "loss_of",
     "path_of",
     "scalar_keys",
     "split_key",
@@ -35,6 +40,11 @@ LAG_BUCKETS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0
 """Bucket bounds of policy lag, updates."""
 BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
 """Bucket bounds of batch sizes, rows."""
+
+PLAIN = re.compile(r'[^,{}"\\\x00-\x1f]+')
+"""Labels that need no quotes."""
+LABEL = re.compile(r'(\w+)=([^,{}"]+|"(?:[^"\\]|\\.)*")(?:,|$)')
+"""One label of a key."""
 
 Across = Literal["last", "sum", "min", "mean"]
 
@@ -190,7 +200,9 @@ METRICS: dict[str, MetricInfo] = {
         across="mean",
     ),
     "policy_version": _gauge(
-        "Update of the weights: newest (learner), oldest in use (others).", "grows", across="min"
+        "Update of the weights: newest (learner), oldest in use (others, and in records).",
+        "grows",
+        across="min",
     ),
     "policy_lag_updates": _histogram(
         "Updates between the newest weights and those that acted, at insert.",
@@ -476,7 +488,7 @@ def scalar_keys(name: str, own: Mapping[str, str]) -> tuple[str, ...]:
     """
     key = _family_key(name)
     if name not in own:
-        return (key or f"model_stat{{name={name}}}",)
+        return (key or key_of("model_stat", name=name),)
     return (own[name],) if key is None else (key, own[name])
 
 
@@ -484,31 +496,81 @@ def _family_key(name: str) -> str | None:
     """The key that the form of the name gives; None when it has no such form."""
     group, _, rest = name.partition("/")
     if group == "loss" and rest:
-        return f"loss{{name={rest}}}"
+        return key_of("loss", name=rest)
     if group in ("grad_norm", "lr", "ent"):
         family = {"lr": "learning_rate", "ent": "policy_entropy_nats"}.get(group, group)
-        return f"{family}{{name={rest or 'all'}}}"
+        return key_of(family, name=rest or "all")
     for ending, family in (("_loss", "loss"), ("_grad_norm", "grad_norm")):
         if name.endswith(ending):
-            return f"{family}{{name={name.removesuffix(ending)}}}"
+            return key_of(family, name=name.removesuffix(ending))
     return None
 
 
+def key_of(name: str, /, **labels: str) -> str:
+    """The key of a series: ``loss``, name ``total`` -> ``loss{name=total}``.
+
+    Labels may hold any text (an agent's scalar is named after the env's observations); what would
+    read as more than one label is quoted as JSON quotes it.
+    """
+    if not labels:
+        return name
+    pairs = (
+        f"{label}={value if PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=False)}"
+        for label, value in labels.items()
+    )
+    return f"{name}{{{','.join(pairs)}}}"
+
+
 def split_key(key: str) -> tuple[str, dict[str, str]]:
-    """``loss{name=total}`` -> (``loss``, {name: total})."""
-    name, brace, rest = key.partition("{")
-    if not brace:
-        return name, {}
-    return name, dict(pair.split("=", 1) for pair in rest.rstrip("}").split(","))
+    """``loss{name=total}`` -> (``loss``, {name: total}).
+
+    Raises:
+        ValueError: For labels that :func:`key_of` does not write.
+    """
+    name, labels, _ = _parts(key)
+    return name, labels
+
+
+def loss_of(key: str) -> str | None:
+    """The loss that a key is of: ``loss{name=total}`` -> ``total``; None for other keys."""
+    if not key.startswith("loss{"):
+        return None
+    try:
+        return split_key(key)[1].get("name")
+    except ValueError:  # a record that another program wrote
+        return None
 
 
 def path_of(key: str) -> str:
     """The key as TensorBoard and W&B show it: ``loss{name=total}`` -> ``loss/total``, ``NAME:p99``
     -> ``NAME/p99``.
+
+    Raises:
+        ValueError: As :func:`split_key`.
     """
-    key, _, quantile = key.partition(":")
-    name, labels = split_key(key)
+    name, labels, quantile = _parts(key)
     return "/".join([name, *labels.values(), *([quantile] if quantile else [])])
+
+
+def _parts(key: str) -> tuple[str, dict[str, str], str]:
+    """Name, labels, and what stands behind the last colon outside of labels."""
+    name, brace, rest = key.partition("{")
+    if not brace:
+        name, _, quantile = key.partition(":")
+        return name, {}, quantile
+    text, end, quantile = rest.rpartition("}")
+    if not end or (quantile and not quantile.startswith(":")):
+        raise ValueError(f"metric key {key!r} must end with }} or }}:QUANTILE behind its labels")
+    labels: dict[str, str] = {}
+    place = 0
+    while place < len(text):
+        found = LABEL.match(text, place)
+        if found is None:
+            raise ValueError(f"metric key {key!r} must have labels like NAME=VALUE, or quoted")
+        label, value = found.groups()
+        labels[label] = json.loads(value) if value.startswith('"') else value
+        place = found.end()
+    return name, labels, quantile[1:]
 
 
 def to_markdown() -> str:
@@ -520,6 +582,10 @@ def to_markdown() -> str:
         "of a histogram the mean and, as `NAME:p99`,\n"
         "the 99th percentile (the upper bound of its bucket). TensorBoard and W&B "
         "show `loss{name=total}` as `loss/total`.\n"
+        "A gauge that several roles have is one number in `metrics.jsonl`: memory and files are "
+        "added up, versions the oldest. A label with\n"
+        "a comma, a brace, a quote or a backslash is quoted as in JSON: "
+        '`loss{name="obs/x,y"}`.\n'
         "Durations are seconds, sizes bytes, ratios 0 to 1. How to look at them: "
         "[Operations](operations.md).\n\n"
         "| Name | Type | Meaning | Normal | A bad value |\n|---|---|---|---|---|\n"

@@ -5,16 +5,19 @@ from the record that ``metrics.jsonl`` gets. The hub itself tells OpenTelemetry
     run thread --write/show--> bounded queue --> one daemon thread --> every sink
 
 The run never waits for a sink and never sees its errors: when the queue is full a record is
-dropped, and a sink that fails several times in a row is given up with one warning. Names are those
-of the table of metrics, as paths (``loss/total``).
+dropped, and a sink that fails several times in a row is given up with one warning; one that cannot
+be opened is tried again with the next records. Names are those of the table of metrics, as paths
+(``loss/total``).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import os
 import queue
+import re
 import threading
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -44,6 +47,9 @@ logger = logging.getLogger(__name__)
 QUEUE_RECORDS = 1000
 MAX_FAILURES = 3
 CLOSE_TIMEOUT_S = 15.0
+REFUSED_BY_WANDB = re.compile(r"[\s/\\#?%:;,'\"]")
+"""Characters that no id of a run has there."""
+MOST_WANDB_CHARS = 128
 Check = Callable[[Mapping[str, str]], None]
 NEEDS: Mapping[str, tuple[tuple[str, ...], str, Check | None]] = {
     "tensorboard": (("tensorboardX",), "training", None),
@@ -66,12 +72,20 @@ class Sink(Protocol):
     def show(self, env_steps: int, name: str, path: Path) -> None:
         """Take a picture or a video; formats that it cannot show are left out."""
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self, status: str) -> None:
+        """Write what is left.
+
+        Args:
+            status: How the run ended: ``completed``, ``stopped`` or ``failed``. A sink that has no
+                use for it may leave the argument out.
+        """
 
 
 class TensorBoardSink:
     """TensorBoard events in a folder.
+
+    A run that goes on leaves out what earlier events hold from its first record on: it does that
+    again.
 
     Args:
         folder: Where they go.
@@ -80,12 +94,24 @@ class TensorBoardSink:
     def __init__(self, folder: Path) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), flush_secs=10)
+        self._make = SummaryWriter
+        self._folder = folder
+        self._known: Any = None
+
+    def _writer(self, env_steps: int) -> Any:
+        """The writer; made with the first record, which says where the run goes on."""
+        if self._known is None:
+            goes_on = any(self._folder.glob("events.*"))
+            self._known = self._make(
+                str(self._folder), flush_secs=10, purge_step=env_steps if goes_on else None
+            )
+        return self._known
 
     def write(self, env_steps: int, values: Mapping[str, float]) -> None:
         """One point per number, in the sections of :mod:`worldloom_dist.metrics.tags`."""
+        writer = self._writer(env_steps)
         for name, value in values.items():
-            self._writer.add_scalar(tag_of(name), value, env_steps)
+            writer.add_scalar(tag_of(name), value, env_steps)
 
     def show(self, env_steps: int, name: str, path: Path) -> None:
         """PNG, JPEG and animated GIF go in as they are; TensorBoard plays no mp4."""
@@ -95,11 +121,12 @@ class TensorBoardSink:
 
         image = Summary.Image(encoded_image_string=path.read_bytes(), colorspace=3)
         summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        self._writer.file_writer.add_summary(summary, env_steps)
+        self._writer(env_steps).file_writer.add_summary(summary, env_steps)
 
-    def close(self) -> None:
+    def close(self, status: str) -> None:
         """Flush and close the file."""
-        self._writer.close()
+        if self._known is not None:
+            self._known.close()
 
 
 class WandbSink:
@@ -108,7 +135,8 @@ class WandbSink:
 
     Args:
         folder: The run folder; offline runs are kept in its ``wandb``.
-        run_id: Of the run, and of the run there.
+        run_id: Of the run, its name there, and its id there without the characters that ids must
+            not have.
         config: Settings shown there.
     """
 
@@ -119,7 +147,7 @@ class WandbSink:
         self._wandb = wandb
         self._run = wandb.init(
             project=project,
-            id=run_id,
+            id=REFUSED_BY_WANDB.sub("-", run_id)[-MOST_WANDB_CHARS:],
             name=run_id,
             dir=str(folder),
             resume="allow",
@@ -146,9 +174,9 @@ class WandbSink:
             options = {"format": suffix[1:]} if suffix in VIDEOS else {}
             self._run.log({name: kind(str(path), **options), "env_steps": env_steps})
 
-    def close(self) -> None:
-        """Upload what is left."""
-        self._run.finish()
+    def close(self, status: str) -> None:
+        """Upload what is left; a run that failed has failed there, too."""
+        self._run.finish(exit_code=0 if status in ("completed", "stopped") else 1)
 
 
 class SinkThread:
@@ -157,9 +185,14 @@ class SinkThread:
     Args:
         openers: Name -> makes the sink; called in the thread, because a service may take long to
             answer.
+
+    Attributes:
+        given_up: Sinks that get no more, with the reason.
     """
 
     def __init__(self, openers: Mapping[str, Callable[[], Sink]]) -> None:
+        self.given_up: Mapping[str, str] = {}
+        self._status = "completed"
         self._queue: queue.Queue[Callable[[Sink], None] | None] = queue.Queue(QUEUE_RECORDS)
         self._openers = dict(openers)
         self._has_warned = False
@@ -176,8 +209,14 @@ class SinkThread:
         """Hand over a picture or video; returns at once."""
         self._put(lambda sink: sink.show(env_steps, name, path))
 
-    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """Let the sinks finish, for so long."""
+    def close(self, status: str = "completed", timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Let the sinks finish, for so long.
+
+        Args:
+            status: How the run ended, as in ``summary.json``.
+            timeout_s: Seconds.
+        """
+        self._status = status
         if not self._thread.is_alive():
             return
         try:
@@ -204,38 +243,66 @@ class SinkThread:
                 )
 
     def _run(self) -> None:
+        waiting = dict(self._openers)
         sinks: dict[str, Sink] = {}
         failures = dict.fromkeys(self._openers, 0)
-        for name, make in self._openers.items():
-            self._try(name, failures, partial(self._open, sinks, name, make))
+        self._open(waiting, sinks, failures)
         while True:
             item = self._queue.get()
+            if item is not None:
+                self._open(waiting, sinks, failures)
             for name, sink in list(sinks.items()):
-                action = sink.close if item is None else partial(item, sink)
-                self._try(name, failures, action)
-                if failures[name] >= MAX_FAILURES:
+                act = partial(_close, status=self._status) if item is None else item
+                if not self._try(name, failures, partial(act, sink)):
                     del sinks[name]
-                    logger.warning(
-                        "%s is given up after %d failures in a row; the run goes on without it",
-                        name,
-                        MAX_FAILURES,
-                    )
             if item is None:
                 return
 
-    def _open(self, sinks: dict[str, Sink], name: str, make: Callable[[], Sink]) -> None:
-        sinks[name] = make()
+    def _open(
+        self,
+        waiting: dict[str, Callable[[], Sink]],
+        sinks: dict[str, Sink],
+        failures: dict[str, int],
+    ) -> None:
+        """Open those that wait for it."""
+        for name, make in list(waiting.items()):
+            goes_on = self._try(name, failures, partial(_open_into, sinks, name, make))
+            if name in sinks or not goes_on:
+                del waiting[name]
 
-    def _try(self, name: str, failures: dict[str, int], action: Callable[[], object]) -> None:
+    def _try(self, name: str, failures: dict[str, int], action: Callable[[], object]) -> bool:
+        """Do it; False where the sink is given up."""
         try:
             action()
         except Exception as error:  # the edge: whatever a service raises stays here
             failures[name] += 1
+            why = without_password(f"{type(error).__name__}: {error}")
             if failures[name] == 1:
-                why = without_password(f"{type(error).__name__}: {error}")
                 logger.warning("%s failed (%s); the run goes on", name, why)
-        else:
-            failures[name] = 0
+            if failures[name] < MAX_FAILURES:
+                return True
+            self.given_up = {**self.given_up, name: why}
+            logger.warning(
+                "%s is given up after %d failures in a row; the run goes on without it",
+                name,
+                MAX_FAILURES,
+            )
+            return False
+        failures[name] = 0
+        return True
+
+
+def _open_into(sinks: dict[str, Sink], name: str, make: Callable[[], Sink]) -> None:
+    sinks[name] = make()
+
+
+def _close(sink: Sink, status: str) -> None:
+    """Close a sink, also one whose ``close`` takes nothing."""
+    close: Callable[..., None] = sink.close
+    if inspect.signature(close).parameters:
+        close(status)
+    else:
+        close()
 
 
 def check_sinks(wanted: Collection[str]) -> None:

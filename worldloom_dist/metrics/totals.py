@@ -11,6 +11,11 @@ from worldloom_dist.metrics.names import METRICS, split_key
 
 __all__ = ["RunTotals"]
 
+ALWAYS_GROWS = "process_cpu_seconds_total"
+"""Every role adds to it every few seconds: where it is less than before, the hub began again, and a
+counter that is as high as before was counted up from 0.
+"""
+
 
 class RunTotals:
     """Adds up what a hub counts; no counter ever falls.
@@ -35,6 +40,8 @@ class RunTotals:
 
     def update(self, snapshot: Mapping[str, float]) -> None:
         """Take the hub's values."""
+        if snapshot.get(ALWAYS_GROWS, 0.0) < self._seen.get(ALWAYS_GROWS, 0.0):
+            self._seen.clear()
         for key, value in _counters(snapshot):
             before = self._seen.get(key, 0.0)
             self.values[key] = self.values.get(key, 0.0) + (

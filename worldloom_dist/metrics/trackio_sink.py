@@ -13,6 +13,10 @@ from worldloom_dist.metrics.media import PICTURES, VIDEOS
 
 __all__ = ["TrackioSink", "check_trackio"]
 
+VARIABLE = "TRACKIO_DIR"
+_given: set[str] = set()
+"""Folders that the variable was set to here."""
+
 
 def check_trackio(environment: Mapping[str, str]) -> None:
     """Refuse a server that cannot be one.
@@ -41,15 +45,29 @@ class TrackioSink:
 
     Args:
         folder: The run folder; its ``trackio`` holds the database unless ``TRACKIO_DIR`` names
-            another place, which Trackio reads once per process.
+            another place.
         run_id: Of the run, and the name of the run there.
         config: Settings shown there.
+
+    Raises:
+        ConfigurationError: If Trackio writes to another folder already: it keeps its first one for
+            the life of a process.
     """
 
     def __init__(self, folder: Path, run_id: str, config: Mapping[str, Any]) -> None:
-        os.environ.setdefault("TRACKIO_DIR", str(folder.absolute() / "trackio"))
+        place = str(folder.absolute() / "trackio")
+        is_own = os.environ.get(VARIABLE) in (None, "", *_given)
+        if is_own:
+            _given.add(place)
+            os.environ[VARIABLE] = place
         import trackio
 
+        used = getattr(getattr(trackio, "utils", None), "TRACKIO_DIR", place)
+        if is_own and Path(used) != Path(place):
+            raise ConfigurationError(
+                f"trackio writes to {used} as long as this process lives, and not to {place}; "
+                f"start the run in a process of its own, or name one place for all with {VARIABLE}"
+            )
         self._trackio: Any = trackio
         self._run: Any = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", "worldloom"),
@@ -76,6 +94,6 @@ class TrackioSink:
             return
         self._run.log({name: medium}, step=env_steps)
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self, status: str) -> None:
+        """Write what is left; Trackio keeps no status."""
         self._run.finish()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from worldloom.core.json_text import to_json
 from worldloom_dist.page.state import RunState
@@ -98,7 +99,11 @@ def _whole(
 
 def _file(environ: dict[str, Any], start: Start, path: Path) -> Iterable[bytes]:
     """A video, or the part of it that a player asks for (``Range: bytes=A-B``)."""
-    size = path.stat().st_size
+    try:
+        file = path.open("rb")
+    except OSError:  # a run deletes old ones
+        return _refuse(start, "404 Not Found", "there is no such video any more")
+    size = os.fstat(file.fileno()).st_size
     first, last, status = 0, size - 1, "200 OK"
     headers = [*HEADERS, ("Content-Type", TYPES[path.suffix.lower()]), ("Accept-Ranges", "bytes")]
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", environ.get("HTTP_RANGE", ""))
@@ -106,20 +111,34 @@ def _file(environ: dict[str, Any], start: Start, path: Path) -> Iterable[bytes]:
         first = int(match[1]) if match[1] else max(0, size - int(match[2]))
         last = min(last, int(match[2])) if match[1] and match[2] else last
         if first > last:
+            file.close()
             return _refuse(start, "416 Range Not Satisfiable", f"the video has {size} bytes")
         status = "206 Partial Content"
         headers.append(("Content-Range", f"bytes {first}-{last}/{size}"))
     start(status, [*headers, ("Content-Length", str(last - first + 1))])
-    return [] if environ.get("REQUEST_METHOD") == "HEAD" else _parts(path, first, last)
+    if environ.get("REQUEST_METHOD") == "HEAD":
+        file.close()
+        return []
+    return _Parts(file, first, last)
 
 
-def _parts(path: Path, first: int, last: int) -> Iterable[bytes]:
-    with path.open("rb") as file:
-        file.seek(first)
-        left = last - first + 1
-        while left > 0 and (part := file.read(min(CHUNK_BYTES, left))):
-            left -= len(part)
+class _Parts:
+    """A part of an open file, which the server closes when it has sent it, or cannot."""
+
+    def __init__(self, file: BinaryIO, first: int, last: int) -> None:
+        self._file = file
+        self._first = first
+        self._left = last - first + 1
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._file.seek(self._first)
+        while self._left > 0 and (part := self._file.read(min(CHUNK_BYTES, self._left))):
+            self._left -= len(part)
             yield part
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
 
 
 def _refuse(start: Start, status: str, why: str) -> Iterable[bytes]:

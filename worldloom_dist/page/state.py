@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.json_text import read_object
+from worldloom_dist.metrics.names import loss_of, split_key
 from worldloom_dist.page.videos import videos_of
-from worldloom_dist.run.curves import EVALUATION, TRAINING, History
+from worldloom_dist.run.curves import AXES, EVALUATION, TRAINING, History
 from worldloom_dist.run.view import View, read_view
 
 __all__ = ["RunState"]
@@ -26,7 +27,7 @@ DIGITS = 5
 LOG_BYTES = 6_000
 USE_WINDOW_S = 120.0
 """Where time goes is told of so long a stretch."""
-SPENT = {"learner": "learner_seconds_total{phase=", "workers": "actor_seconds_total{state="}
+SPENT = {"learner": "learner_seconds_total", "workers": "actor_seconds_total"}
 FAULTS = {
     "env_errors_total{reason=raised}": "envs raised an error",
     "env_errors_total{reason=hung}": "envs hung and were ended",
@@ -36,6 +37,15 @@ FAULTS = {
     "rpc_errors_total{reason=gone}": "calls failed, because the other role was gone",
     "rpc_errors_total{reason=timeout}": "calls between roles were late",
     "weights_pull_failures_total": "fetches of weights failed",
+}
+COUNTED = {
+    "updates_lost": "updates died with their learners and were owed again",
+    "evaluations_failed": "evaluations failed; console.log says why",
+}
+NAMED = {
+    "quarantined": "{} is not started again: {}",
+    "imports_left_out": "{} could not be imported: {}",
+    "sinks_given_up": "{} gets no numbers any more: {}",
 }
 LOST = {
     "lost_acked": "acknowledged rows are lost",
@@ -142,17 +152,19 @@ class RunState:
         return read_object(path) if path.exists() else {}
 
     def _curves(self, view: View) -> dict[str, Any]:
-        """Columns: where the rows are on every axis, then a value per row and curve."""
+        """Columns: where the rows are on every axis (null where the run did it again), then a value
+        per row and curve.
+        """
         history = self._history or self._new_history()
         rows = history.rows
         names = [name for name in history.names if name != EVALUATION]
         groups = {TRAINING: "return"}
         curves = []
         for name in names:
-            is_loss = name.startswith("loss{")
+            loss = loss_of(name)
             curve: dict[str, Any] = {
-                "name": name.removeprefix("loss{name=").rstrip("}") if is_loss else name,
-                "group": "loss" if is_loss else groups.get(name, "rate"),
+                "name": name if loss is None else loss,
+                "group": groups.get(name, "rate") if loss is None else "loss",
                 "values": [_short(row.values.get(name)) for row in rows],
             }
             if any(row.count > 1 for row in rows):
@@ -162,9 +174,10 @@ class RunState:
             curves.append(curve)
         evaluations = [
             {
-                "env_steps": record["env_steps"],
-                "updates": history.place(record["env_steps"], "updates"),
-                "hours": history.place(record["env_steps"], "time"),
+                **{
+                    axis.field: history.place(record["env_steps"], name)
+                    for name, axis in AXES.items()
+                },
                 **{key: record.get(key) for key in ("return_mean", "return_std", "episodes")},
             }
             for record in history.evaluations
@@ -172,8 +185,8 @@ class RunState:
         return {
             "axis": "updates" if view.is_offline else "env_steps",
             "axes": {
-                place: [_short(getattr(row, place), 8) for row in rows]
-                for place in ("env_steps", "updates", "hours")
+                axis.field: [_short(place, 8) for place in history.places(name)]
+                for name, axis in AXES.items()
             },
             "curves": curves,
             "evaluations": evaluations,
@@ -204,11 +217,11 @@ class RunState:
         first, last = (self._spent[place][1] for place in (0, -1))
         before = first if len(self._spent) > 1 else {}
         found = {}
-        for side, start in SPENT.items():
+        for side, name in SPENT.items():
             seconds = {
-                key.removeprefix(start).rstrip("}"): _difference(value, before.get(key))
+                " ".join(split_key(key)[1].values()): _difference(value, before.get(key))
                 for key, value in last.items()
-                if key.startswith(start)
+                if key.startswith(f"{name}{{")
             }
             if sum(seconds.values()) > 0:
                 found[side] = seconds
@@ -226,14 +239,20 @@ class RunState:
         summary = self._summary
         last = self._history.last if self._history else {}
         found: list[dict[str, Any]] = []
+        has_counted_envs = any(last.get(key) for key in FAULTS if key.startswith("env_errors"))
         for kind, count in summary.get("restarts", {}).items():
-            if count:
+            if count and not (kind == "env" and has_counted_envs):  # else each is told of twice
                 found.append({"count": count, "what": f"restarts of {kind}s"})
         for key, what in FAULTS.items():
             if last.get(key):
                 found.append({"count": int(last[key]), "what": what})
-        for who, why in summary.get("quarantined", {}).items():
-            found.append({"count": 1, "what": f"{who} is not started again: {why}"})
+        for key, what in COUNTED.items():
+            if summary.get(key):
+                found.append({"count": summary[key], "what": what})
+        for key, sentence in NAMED.items():
+            for who, why in summary.get(key, {}).items():
+                found.append({"count": 1, "what": sentence.format(who, why)})
+        found += _faults_of_evaluation(summary.get("eval") or {})
         if summary.get("eager"):
             found.append({"count": 1, "what": f"updates are made eagerly: {summary['eager']}"})
         rows = summary.get("rows", {})
@@ -252,6 +271,16 @@ class RunState:
             file.seek(max(0, size - LOG_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
         return lines[1:] if size > LOG_BYTES else lines
+
+
+def _faults_of_evaluation(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What makes the last evaluation less than it seems."""
+    for env, why in result.get("lost_envs", {}).items():
+        yield {"count": 1, "what": f"env {env} of the last evaluation failed too often: {why}"}
+    if cut := result.get("cut_episodes"):
+        yield {"count": cut, "what": "episodes of the last evaluation had no end and were cut"}
+    for problem in result.get("video_problems", ()):
+        yield {"count": 1, "what": problem}
 
 
 def _difference(now: Any, before: Any) -> float:

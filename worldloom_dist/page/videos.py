@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import Any
+
+from worldloom_dist.metrics.media import is_half_written, subject_of
 
 __all__ = ["TYPES", "video_path", "videos_of"]
 
 TYPES = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".jpg": "image/jpeg"}
 COMPLETE_AFTER_S = 1.0
-EVALUATION = re.compile(r"eval-(\d+)-(\d+)")
-IMAGINED = re.compile(r"open_loop-(.+)-(\d+)")
 
 
 def videos_of(folder: Path, *, is_live: bool = True) -> list[dict[str, Any]]:
@@ -27,7 +26,7 @@ def videos_of(folder: Path, *, is_live: bool = True) -> list[dict[str, Any]]:
     """
     found = []
     for path in folder.glob("*") if folder.is_dir() else ():
-        if path.suffix.lower() not in TYPES or ".half." in path.name:
+        if path.suffix.lower() not in TYPES or is_half_written(path):
             continue
         try:
             stat = path.stat()
@@ -60,13 +59,11 @@ def video_path(folder: Path, name: str) -> Path | None:
 
 
 def _kind_and_caption(stem: str) -> tuple[str, str]:
-    """What a video shows, and in words: ``eval-000002000-0`` is of an evaluation,
-    ``open_loop-image-0000012000`` of what the agent imagines; others were made by ``evaluate``, and
-    have the checkpoint's name.
-    """
-    if match := EVALUATION.fullmatch(stem):
-        episode = f", episode {int(match[2]) + 1}" if int(match[2]) else ""
-        return f"evaluation {match[2]}", f"evaluation at {int(match[1]):,} env steps{episode}"
-    if match := IMAGINED.fullmatch(stem):
-        return f"imagined {match[1]}", f"imagined {match[1]} at {int(match[2]):,} env steps"
+    """What a video shows, and in words; others than a run's have the checkpoint's name."""
+    kind, which, env_steps = subject_of(stem)
+    if kind == "evaluation":
+        episode = f", episode {int(which) + 1}" if int(which) else ""
+        return f"evaluation {which}", f"evaluation at {env_steps:,} env steps{episode}"
+    if kind == "imagined":
+        return f"imagined {which}", f"imagined {which} at {env_steps:,} env steps"
     return "other", stem

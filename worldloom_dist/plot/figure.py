@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.metrics.names import loss_of
 from worldloom_dist.plot.panels import (
     axis_of,
     draw_held_out,
@@ -57,11 +58,13 @@ def plot_runs(
 
     Raises:
         MissingDependencyError: If matplotlib is missing.
-        ConfigurationError: If the file cannot be written, or no run plays the task of a reference.
+        ConfigurationError: If the file cannot be written, no run plays the task of a reference, or
+            a run has nothing over the axis.
     """
     check_drawing(path)
     import matplotlib as mpl
 
+    _check_axis(runs, axis)
     envs = experiments_of(runs)
     _check_references(envs, references, axis)
     look = STYLES[style]
@@ -72,6 +75,16 @@ def plot_runs(
             figure.savefig(path, dpi=DPI)
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"output: {path} cannot be written ({error})") from error
+
+
+def _check_axis(runs: Sequence[Run], axis: str | None) -> None:
+    """Refuse env steps of a run that makes none: it would be one point at 0."""
+    without = [run.name for run in runs if run.is_offline]
+    if axis == "env_steps" and without:
+        raise ConfigurationError(
+            f"x: {', '.join(without)} was trained from files and has no env steps; draw it over "
+            "updates or time"
+        )
 
 
 def _figure(
@@ -159,7 +172,7 @@ def _add_losses(
 
 
 def _loss_title(name: str) -> str:
-    short = name.removeprefix("loss{name=").rstrip("}")
+    short = loss_of(name) or ""
     return short if short.startswith("loss") else f"loss: {short}"
 
 
@@ -208,7 +221,7 @@ def _fitting(
 
 def _losses_of(experiments: Sequence[Experiment]) -> list[str]:
     """Every loss, the total first."""
-    names = {name for e in experiments for name in e.curve_names if name.startswith("loss{")}
+    names = {name for e in experiments for name in e.curve_names if loss_of(name) is not None}
     names = {name for name in names if name not in {held_out_name(other) for other in names}}
     return sorted(names, key=lambda name: (name != "loss{name=total}", name))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from worldloom_dist.metrics.names import key_of, loss_of
 from worldloom_dist.plot.reference import Published
 from worldloom_dist.plot.runs import Experiment, combine
 from worldloom_dist.plot.style import Style, dress
@@ -142,7 +143,7 @@ def draw_quantity(
 
 def held_out_name(loss: str) -> str:
     """Of the same loss on data that is never trained on."""
-    return loss.replace("loss{name=", "loss{name=held_out/", 1)
+    return key_of("loss", name=f"held_out/{loss_of(loss)}")
 
 
 def draw_held_out(

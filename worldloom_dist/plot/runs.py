@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,30 +18,37 @@ import numpy as np
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import read_object
 from worldloom.evaluation.seeds import bootstrap_interval, iqm
-from worldloom_dist.run.config import ReplayConfig, RunConfig
+from worldloom_dist.run.config import LearnerConfig, ReplayConfig, RunConfig
 from worldloom_dist.run.curves import AXES, Curve, History
-from worldloom_dist.run.view import read_records
+from worldloom_dist.run.view import read_records, status_of
 
 __all__ = ["Experiment", "Run", "combine", "experiments_of", "read_run"]
 
 GRID_POINTS = 200
+ABREAST = 0.9
+"""Share of the furthest run's way from which on a run's end is compared with its end."""
 MAKES_AN_EXPERIMENT = (
     "env",
     "agent_overrides",
     "train_ratio",
+    "runtime",
+    "barrier",
+    "workers",
     "envs_per_worker",
+    "inference",
     "init_from",
     "learners",
     "eval_max_steps",
 )
 """Settings that make two runs of one agent two experiments, with those of
-:data:`REPLAY_MAKES_AN_EXPERIMENT`; others, as where a run is written or how many workers it has, do
-not.
+:data:`REPLAY_MAKES_AN_EXPERIMENT` and :data:`LEARNER_MAKES_AN_EXPERIMENT`, and whether clients of a
+gateway play; others, as where a run is written or how often it is evaluated, do not.
 """
+LEARNER_MAKES_AN_EXPERIMENT = ("tf32", "weights_dtype")
 REPLAY_MAKES_AN_EXPERIMENT = ("capacity_gb", "capacity_steps", "load", "selector", "stride")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One run, read from its folder.
 
@@ -53,6 +60,7 @@ class Run:
         is_offline: True where there is no env.
         history: What it has recorded.
         summary: ``summary.json``, empty before the first.
+        status: As in the summary, or ``died`` when it says running and no process runs it.
     """
 
     folder: Path
@@ -63,6 +71,7 @@ class Run:
     is_offline: bool
     history: History
     summary: Mapping[str, Any]
+    status: str
 
     @property
     def name(self) -> str:
@@ -115,11 +124,24 @@ class Experiment:
         found = (run.curve(name, axis) for run in self.runs)
         return [curve for curve in found if curve is not None]
 
-    def counted(self, name: str) -> str:
+    def abreast(self, name: str) -> dict[Run, Curve]:
+        """The runs whose curve goes nearly as far as the furthest: only their last points can be
+        compared.
+        """
+        found = {run: curve for run in self.runs if (curve := run.curve(name)) is not None}
+        furthest = max((curve.steps[-1] for curve in found.values()), default=0.0)
+        return {r: curve for r, curve in found.items() if curve.steps[-1] >= ABREAST * furthest}
+
+    def counted(self, name: str, runs: Collection[Run] | None = None) -> str:
         """Over how many seeds a curve is, in words: ``3 seeds``, ``1 of 3 seeds`` where not every
         run has it, and ``3 runs, seed 7 twice`` where one seed was made more than once.
+
+        Args:
+            name: Of the curve.
+            runs: Those that count (default: all that have it).
         """
-        seeds = [run.seed for run in self.runs if run.curve(name) is not None]
+        having = [run for run in self.runs if run.curve(name) is not None]
+        seeds = [run.seed for run in having if runs is None or run in runs]
         doubled = {seed: count for seed, count in Counter(seeds).items() if count > 1}
         of_all = f" of {len(self.runs)}" if len(seeds) < len(self.runs) else ""
         word = "runs" if doubled else "seeds" if len(self.runs) > 1 else "seed"
@@ -139,6 +161,9 @@ def read_run(folder: Path) -> Run:
         env = f"{run['replay']['load']}, offline" if is_offline else run["env"]["env"]
         flat = _making(run, MAKES_AN_EXPERIMENT, RunConfig())
         flat["replay"] = _making(run.get("replay", {}), REPLAY_MAKES_AN_EXPERIMENT, ReplayConfig())
+        learner = run.get("learner", {})
+        flat["learner"] = _making(learner, LEARNER_MAKES_AN_EXPERIMENT, LearnerConfig())
+        flat["gateway"] = None if run.get("gateway_port") is None else "with clients"
         facts = {
             "agent": run["agent"],
             "env": env,
@@ -149,7 +174,13 @@ def read_run(folder: Path) -> Run:
         raise ConfigurationError(
             f"{folder} holds no run ({type(error).__name__}); give a folder that a run writes to"
         ) from error
-    history = History(is_offline=is_offline).add_all(read_records(folder / "metrics.jsonl"))
+    try:
+        history = History(is_offline=is_offline).add_all(read_records(folder / "metrics.jsonl"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder}/metrics.jsonl cannot be read ({error.strerror}); give a folder that you may "
+            "read, of a run"
+        ) from error
     if not history.names:
         raise ConfigurationError(
             f"{folder} has no metrics yet; a run writes the first ones after about ten seconds"
@@ -159,7 +190,14 @@ def read_run(folder: Path) -> Run:
         summary = read_object(path) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{folder}/summary.json cannot be read ({error})") from error
-    return Run(folder, is_offline=is_offline, history=history, summary=summary, **facts)
+    return Run(
+        folder,
+        is_offline=is_offline,
+        history=history,
+        summary=summary,
+        status=status_of(folder, summary),
+        **facts,
+    )
 
 
 def experiments_of(runs: Sequence[Run]) -> dict[str, list[Experiment]]:
@@ -211,7 +249,9 @@ def check_axis(axis: str | None) -> None:
 
 
 def _making(
-    settings: Mapping[str, Any], names: Sequence[str], defaults: RunConfig | ReplayConfig
+    settings: Mapping[str, Any],
+    names: Sequence[str],
+    defaults: RunConfig | ReplayConfig | LearnerConfig,
 ) -> dict[str, Any]:
     """Settings by name; one that an earlier version did not know is as it is without the flag."""
     return {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from worldloom.evaluation.seeds import bootstrap_interval, iqm
-from worldloom_dist.plot.runs import Run, experiments_of
+from worldloom_dist.plot.runs import Experiment, Run, experiments_of
 from worldloom_dist.run.curves import EVALUATION
 from worldloom_dist.run.text_table import aligned
 from worldloom_dist.run.view import duration
@@ -20,25 +20,39 @@ RIGHT = ("seed", "env steps", "updates", "time", "eval return", "best")
 
 def table_of(runs: Sequence[Run]) -> str:
     """The runs by env and experiment: how far each is, its last evaluation with the deviation over
-    episodes, and its best one; of several seeds the interquartile mean with its 95 % interval.
+    episodes, and its best one; of several seeds that are about as far the interquartile mean with
+    its 95 % interval.
     """
     blocks = []
     for env, experiments in experiments_of(runs).items():
         lines: list[tuple[str, ...]] = [HEADS]
-        notes = []
+        notes: list[str] = []
         for experiment in experiments:
             lines += [_line(run, experiment.label) for run in experiment.runs]
-            last = [c.values[-1] for c in experiment.curves(EVALUATION)]
-            if len(last) > 1:
-                values = np.array(last)
-                low, high = bootstrap_interval([values])
-                notes.append(
-                    f"{experiment.label}: last evaluation {float(iqm(values)):.1f} "
-                    f"[{float(low):.1f}, {float(high):.1f}] over {experiment.counted(EVALUATION)} "
-                    "(interquartile mean, 95 % interval)"
-                )
+            notes += _notes(experiment)
         blocks.append("\n".join([env, *aligned(lines, RIGHT), *notes]))
     return "\n\n".join(blocks)
+
+
+def _notes(experiment: Experiment) -> Iterator[str]:
+    """The last evaluation over seeds, and which of them are not as far and left out."""
+    last = experiment.abreast(EVALUATION)
+    if len(last) > 1:
+        values = np.array([curve.values[-1] for curve in last.values()])
+        low, high = bootstrap_interval([values])
+        yield (
+            f"{experiment.label}: last evaluation {float(iqm(values)):.1f} "
+            f"[{float(low):.1f}, {float(high):.1f}] over {experiment.counted(EVALUATION, last)} "
+            "(interquartile mean, 95 % interval)"
+        )
+    for run in experiment.runs:
+        curve = run.curve(EVALUATION)
+        if curve is not None and run not in last:
+            word = "updates" if run.is_offline else "env steps"
+            yield (
+                f"{experiment.label}: {run.name} ({run.status}) is left out of it, because its "
+                f"last evaluation is at {curve.steps[-1]:,.0f} {word}"
+            )
 
 
 def _line(run: Run, label: str) -> tuple[str, ...]:
@@ -56,7 +70,7 @@ def _line(run: Run, label: str) -> tuple[str, ...]:
         run.name,
         label,
         str(run.seed),
-        str(summary.get("status", "-")),
+        run.status,
         "-" if run.is_offline else f"{env_steps:,.0f}",
         f"{updates:,.0f}",
         duration(seconds),

@@ -31,7 +31,7 @@ class Use:
             ranks.
         actors: Seconds of the env workers by state (``actor_seconds_total``).
         samples_refused: Seconds for which nothing was owed to training.
-        workers: Env workers.
+        workers: Env workers; none where clients of a gateway play alone.
         has_gpu: True when the learner trains on a GPU, as far as is known.
     """
 
@@ -94,11 +94,12 @@ def diagnose(use: Use) -> Bottleneck:
             "workers wait for actions; add --inference-servers, or put them on a GPU",
         )
     share = use.actors.get("env", 0.0) / acting if acting else waiting
-    return Bottleneck(
-        "envs",
-        share,
-        f"the learner is busy {busy:.0%} of the time; about {wanted} --workers would keep it busy",
+    more = (
+        f"about {wanted} --workers would keep it busy"
+        if use.workers
+        else "it has no workers: more clients of the gateway, or --workers, would keep it busy"
     )
+    return Bottleneck("envs", share, f"the learner is busy {busy:.0%} of the time; {more}")
 
 
 def _for_learner(use: Use, blocked: float) -> str:

@@ -4,6 +4,7 @@ secrets, packages; and which flags have no effect.
 
 from __future__ import annotations
 
+import logging
 import socket
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ __all__ = [
     "choose_port",
     "without_effect",
 ]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 9464
 PORTS_TRIED = 50
@@ -64,7 +67,7 @@ def without_effect(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def choose_port(config: RunConfig) -> int:
-    """The port of the metrics endpoint; 0 for none.
+    """The port of the metrics endpoint; 0 for none, with a warning where none is free.
 
     Raises:
         ConfigurationError: If the user named a port that is taken.
@@ -90,12 +93,17 @@ def choose_port(config: RunConfig) -> int:
             f"metrics_host: nothing can listen at {config.metrics_host!r}, which is no address of "
             "this machine; leave it out for 127.0.0.1, or turn metrics off with --metrics-port 0"
         )
-    free = (
-        port
-        for port in range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED)
-        if _is_free(config.metrics_host, port)
+    for port in range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED):
+        if _is_free(config.metrics_host, port):
+            return port
+    logger.warning(
+        "the run serves no metrics and no page: the ports %d to %d on %s are all in use; name "
+        "another one with --metrics-port",
+        DEFAULT_PORT,
+        DEFAULT_PORT + PORTS_TRIED - 1,
+        config.metrics_host,
     )
-    return next(free, 0)
+    return 0
 
 
 def check_watching(config: RunConfig) -> None:

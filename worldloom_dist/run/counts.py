@@ -32,7 +32,8 @@ class Counts:
         lost_open: Rows that no acknowledgement had covered when their worker died.
         drained_workers: Workers that left a machine which was about to go.
         drained_rows: Open rows that they sent before.
-        restarts: By kind.
+        restarts: By kind, since the run was started; those of envs are filled in from what the
+            roles report.
     """
 
     counters: RowCounters = field(default_factory=RowCounters)
@@ -50,15 +51,20 @@ class Counts:
 
 
 class Rates:
-    """Env steps and updates per second: over the last seconds, and over the run since it was
-    started.
+    """Env steps and updates per second: over the last seconds, and over the whole run.
 
     Args:
         action_repeat: Env steps of one decision.
+        before: The run's counters before a resume.
+        seconds_before: For how long it ran before; 0 for a new run.
     """
 
-    def __init__(self, action_repeat: int) -> None:
+    def __init__(
+        self, action_repeat: int, before: Counts | None = None, seconds_before: float = 0.0
+    ) -> None:
         self._action_repeat = action_repeat
+        self._before = before or Counts()
+        self._seconds_before = seconds_before
         self._first: tuple[float, Counts] | None = None
         self._recent: deque[tuple[float, Counts]] = deque()
         self.now = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
@@ -73,8 +79,12 @@ class Rates:
 
     @property
     def mean(self) -> dict[str, float]:
-        """Since the start."""
-        return self._between(self._first, self._recent[-1]) if self._first else dict(self.now)
+        """Over the whole run, with the ``seconds`` that this is."""
+        first = self._first or (0.0, self._before)
+        last = self._recent[-1] if self._recent else first
+        began = first[0] - self._seconds_before
+        first = (began, Counts() if self._seconds_before else first[1])
+        return {**self._between(first, last), "seconds": last[0] - began}
 
     def _between(self, start: tuple[float, Counts], end: tuple[float, Counts]) -> dict[str, float]:
         seconds = max(end[0] - start[0], 1e-6)

@@ -2,17 +2,21 @@
 them here.
 
 A record that lies behind the one before it belongs to a run that went back to a checkpoint: what
-was recorded beyond that point is left out, because it was done again.
+was recorded beyond that point is left out, because it was done again. A run on Ray keeps its env
+steps where a learner went back: there only the curves over updates leave those points out.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from worldloom_dist.metrics.names import loss_of
 
 __all__ = ["AXES", "EVALUATION", "TRAINING", "Axis", "Curve", "History", "Row"]
 
@@ -133,26 +137,40 @@ class History:
         if name == EVALUATION:
             return self._evaluation(axis)
         points = {
-            getattr(row, AXES[axis].field): row.values[name]
-            for row in self.rows
-            if name in row.values
+            place: row.values[name]
+            for row, place in zip(self.rows, self.places(axis), strict=True)
+            if place is not None and name in row.values
         }
         steps = sorted(points)
         return Curve(np.array(steps, float), np.array([points[step] for step in steps], float))
 
-    def place(self, env_steps: float, axis: str) -> float:
-        """Where on an axis the run had made this many env steps; linear between records."""
+    def places(self, axis: str) -> list[float | None]:
+        """Where on an axis the rows are; None for what the run did again later."""
+        known = [getattr(row, AXES[axis].field) for row in self.rows]
+        return [
+            place if place <= limit else None
+            for place, limit in zip(known, _lowest_from(known), strict=True)
+        ]
+
+    def place(self, env_steps: float, axis: str) -> float | None:
+        """Where on an axis the run had made this many env steps; linear between records. None where
+        it did that again later.
+        """
         if axis == "env_steps" or not self.rows:
             return env_steps
-        known = [row.env_steps for row in self.rows]
-        places = [getattr(row, AXES[axis].field) for row in self.rows]
-        return float(np.interp(env_steps, known, places))
+        steps = [row.env_steps for row in self.rows]
+        known = [getattr(row, AXES[axis].field) for row in self.rows]
+        place = float(np.interp(env_steps, steps, known))
+        later = bisect.bisect_left(steps, env_steps)
+        is_last = later == len(steps)
+        return place if is_last or place <= _lowest_from(known)[later] else None
 
     def _evaluation(self, axis: str) -> Curve:
         points = {
-            self.place(float(record["env_steps"]), axis): (mean, _number(record.get("return_std")))
+            place: (mean, _number(record.get("return_std")))
             for record in self.evaluations
             if (mean := _number(record.get("return_mean"))) is not None
+            and (place := self.place(float(record["env_steps"]), axis)) is not None
         }
         steps = sorted(points)
         means = np.array([points[step][0] for step in steps], float)
@@ -201,8 +219,14 @@ def _curves_of(record: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
             yield TRAINING, number
         elif key in RATES:
             yield RATES[key], number
-        elif key.startswith("loss{"):
+        elif loss_of(key) is not None:
             yield key, number
+
+
+def _lowest_from(numbers: list[float]) -> list[float]:
+    """For each number the lowest of it and those behind it."""
+    found: list[float] = np.minimum.accumulate(np.array(numbers[::-1], float))[::-1].tolist()
+    return found
 
 
 def _number(value: Any) -> float | None:

@@ -156,6 +156,7 @@ class Evaluations:
         except EvaluationFailedError as error:
             self._is_open = False
             self.failure = str(error)
+            self._report.evaluations_failed += 1
             logger.warning(
                 "evaluation at %d env steps failed: %s", self.evaluator.asked_at, self.failure
             )

@@ -1,7 +1,9 @@
 """The runs below a folder: finds them, and reads of each what tells it from the others. Reads only.
 
-A folder is one of a run when it holds what only runs write. Nothing is left out for being damaged,
-old or unfinished: such a run is listed with what is wrong and with what can still be read of it.
+A folder is one of a run when it holds what only runs write. Where it lacks the settings of a run,
+the files may be another program's: it is listed, and what lies below it is looked at, too. Nothing
+is left out for being damaged, old or unfinished: such a run is listed with what is wrong and with
+what can still be read of it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ STATUSES = ("completed", "running", "starting", "stopped", "failed", "died", DAM
 """What ``summary.json`` or the lock says of a run, and what is said of one that cannot be read."""
 OF_RUNS = ("summary.json", "metrics.jsonl", "command.txt", "incarnations.json")
 """Files that mark a run's folder where ``config.json`` does not; a saved model has one, too."""
+OWN = frozenset("checkpoints replay videos nonfinite ray tensorboard wandb trackio mlflow".split())
+"""Folders that a run makes inside its own."""
 LAST_S = 253_370_764_800.0
 """The year 9999, beyond which no date can be written."""
 STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
@@ -95,28 +99,44 @@ def find_runs(folder: Path, unreadable: list[str] | None = None) -> Iterator[Pat
 
     Args:
         folder: Where to look.
-        unreadable: Gets a sentence for each folder that cannot be listed.
+        unreadable: Gets a sentence for each folder or link that cannot be looked at.
     """
+    problems = [] if unreadable is None else unreadable
     seen: set[Path] = set()
     waiting = [folder]
     while waiting:
         here = waiting.pop()
-        real = here.resolve()
-        if real in seen:
-            continue
-        seen.add(real)
         try:
-            if is_run(here):
-                yield here
+            real = here.resolve()
+            if real in seen:
                 continue
-            inside = [path for path in here.iterdir() if path.is_dir()]
+            seen.add(real)
+            is_one = is_run(here)
+            if is_one:
+                yield here
+                if _has_settings(here):
+                    continue
+            inside = [path for path in here.iterdir() if not path.name.startswith(".")]
         except OSError as error:
-            if unreadable is not None:
-                unreadable.append(f"{here} cannot be listed ({error.strerror})")
+            problems.append(f"{here} cannot be listed ({error.strerror})")
             continue
-        shown = [path for path in inside if not path.name.startswith(".")]
+        shown = _folders(inside, problems)
+        if is_one:
+            shown = [path for path in shown if path.name not in OWN]
         # a link comes after what it may lead to
         waiting += sorted(shown, key=lambda path: (path.is_symlink(), path.name), reverse=True)
+
+
+def _folders(paths: list[Path], problems: list[str]) -> list[Path]:
+    """Those that are folders; one of which that cannot be told costs a sentence and no other."""
+    found = []
+    for path in paths:
+        try:
+            if path.is_dir():
+                found.append(path)
+        except OSError as error:
+            problems.append(f"{path} cannot be looked at ({error.strerror})")
+    return found
 
 
 def newest_run(folder: Path = RUNS) -> Path:
@@ -135,15 +155,19 @@ def newest_run(folder: Path = RUNS) -> Path:
         raise ConfigurationError(
             f"run_dir: no run is named, and there is none below {folder}/; name the folder of a run"
         )
-    newest = max(entries, key=lambda entry: entry.updated or 0.0)
+    whole = [entry for entry in entries if entry.status != DAMAGED]
+    newest = max(whole or entries, key=lambda entry: entry.updated or 0.0)
     sys.stderr.write(f"the newest run: {newest.folder}\n")
     return Path(newest.folder)
 
 
 def is_run(folder: Path) -> bool:
     """True for a folder that a run has written to."""
-    if any((folder / name).is_file() for name in OF_RUNS):
-        return True
+    return any((folder / name).is_file() for name in OF_RUNS) or _has_settings(folder)
+
+
+def _has_settings(folder: Path) -> bool:
+    """True where ``config.json`` is that of a run, or cannot be read."""
     config = folder / "config.json"
     if not config.is_file():
         return False

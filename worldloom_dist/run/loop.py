@@ -146,6 +146,7 @@ class Run:
                 ``summary.json`` says so too.
         """
         self.write("running")
+        ended = "failed"
         try:
             self.begin()
             while not self.is_complete() and not self.stop.is_set:
@@ -153,12 +154,15 @@ class Run:
             if self.stop.is_set:
                 logger.info("stopping: %s; checkpointing first", self.stop.reason)
             status, missing = self.finish()
+            ended = status if missing is None else "failed"
         except BaseException as error:
-            self.fail(error)
+            ended = self.fail(error)
             raise
         finally:
-            self.runtime.close()
-            self.report.close()
+            try:
+                self.runtime.close()
+            finally:
+                self.report.close(ended)
         if missing is not None:
             raise TrainingError(missing)
         return status
@@ -241,9 +245,12 @@ class Run:
         self.report.record()
         self._show(self.report.view)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> str:
         """Save what can be saved, unless the user cannot wait, and say why the run ends. A run that
         could not go on stays as it was.
+
+        Returns:
+            The status that the run has now.
         """
         is_at_once = isinstance(error, KeyboardInterrupt)
         try:
@@ -252,9 +259,12 @@ class Run:
         finally:
             if self._earlier and not self._is_restored:
                 self.folder.try_write_summary(self._earlier)
+                ended = str(self._earlier.get("status"))
             else:
                 why = LEFT_AT_ONCE if is_at_once else f"{type(error).__name__}: {error}"
-                self.write("stopped" if is_at_once else "failed", why)
+                ended = "stopped" if is_at_once else "failed"
+                self.write(ended, why)
+        return ended
 
     def write(self, status: str, error: str | None = None) -> None:
         """What the run is known to have, for people and for the next driver. A disk that is full

@@ -44,7 +44,9 @@ EXTRAS = {
     "wandb": "wandb",
     "trackio": "trackio",
     "mlflow": "mlflow",
+    "opentelemetry.exporter.otlp.proto.http": "otel",
 }
+"""Module -> the extra that brings it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,10 +251,15 @@ def ffmpeg() -> Iterator[Finding]:
         yield Finding("ffmpeg", "note", "missing: videos are GIFs", install_line("video"))
 
 
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a package that it is in
+        return False
+
+
 def _extras() -> Iterator[Finding]:
-    missing = [
-        extra for module, extra in EXTRAS.items() if importlib.util.find_spec(module) is None
-    ]
+    missing = [extra for module, extra in EXTRAS.items() if not _is_installed(module)]
     if missing:
         yield Finding(
             "extras",

@@ -144,6 +144,17 @@ class Plan:
         return train_steps >= max(1, self.spec.pretrain_updates)
 
     @property
+    def labels(self) -> dict[str, str]:
+        """Of the metric ``run_info``."""
+        config = self.config
+        return {
+            "env": self.env.env,
+            "agent": self.agent.name,
+            "preset": config.preset,
+            "seed": str(config.seed),
+        }
+
+    @property
     def target_agent_steps(self) -> int:
         """Agent steps after which the run is complete."""
         return 0 if self.is_offline else -(-self.config.env_steps // self.env_spec.action_repeat)

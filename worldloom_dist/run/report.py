@@ -46,6 +46,8 @@ EARLIER: Mapping[str, Any] = {
     "policy_version": str,
     "eval": Mapping[str, Any] | None,
     "train_ratio": Mapping[str, Any] | None,
+    "throughput": Mapping[str, float],
+    "evaluations_failed": int,
 }
 """What a resume goes on from in a summary."""
 
@@ -98,6 +100,7 @@ class Report:
         inference: ``where`` the policy runs, and ``why``.
         gateway: What gateways have counted; empty without any.
         left_out: Files that could not be imported, with the reason.
+        evaluations_failed: Evaluations of the whole run that gave no result.
         reading: How far shards have come with reading their journals; empty when they have.
     """
 
@@ -115,7 +118,6 @@ class Report:
         evaluation = earlier.get("eval")
         has_mean = evaluation is not None and evaluation.get("return_mean") is not None
         self.evaluation: dict[str, Any] | None = evaluation if has_mean else None
-        self._rates = Rates(plan.env_spec.action_repeat)
         self._watch = BindingWatch(plan, self._started)
         self._pace = Pace(plan)
         rows = earlier.get("rows", {})
@@ -133,6 +135,8 @@ class Report:
             forgiven=_forgiven(plan, earlier),
             updates_lost=int(earlier.get("updates_lost", 0)),
         )
+        measured_s = float(earlier.get("throughput", {}).get("seconds", self._wall_before))
+        self._rates = Rates(plan.env_spec.action_repeat, self.counts, measured_s)
         self.snapshot: Mapping[str, float] = {}
         self._nonfinite = set[str]()
         self.sinks = open_sinks(folder.path, plan.run_id, plan.config.to_dict())
@@ -141,6 +145,7 @@ class Report:
         self.inference: Mapping[str, str] = {}
         self.gateway: Mapping[str, int] = {}
         self.left_out: Mapping[str, str] = {}
+        self.evaluations_failed = int(earlier.get("evaluations_failed", 0))
         self.reading = ""
 
     def update(self, counts: Counts, snapshot: Mapping[str, float]) -> None:
@@ -149,11 +154,16 @@ class Report:
         self._rates.update(now, counts)
         if snapshot is not self.snapshot:
             self._totals.update(snapshot)
-        self.counts = counts
+        env_restarts = self.grown("env_errors_total")
+        self.counts = replace(counts, restarts={**counts.restarts, "env": env_restarts})
         self.snapshot = snapshot
         self._watch.update(now, snapshot, counts.blocked_s.get("sample", 0.0))
         if said := self._pace.look(now, counts):
             logger.info("%s", said)
+
+    def grown(self, name: str) -> int:
+        """What the roles have counted since the run was started, over a hub that began again."""
+        return int(self._totals.grown(name))
 
     @property
     def env_steps(self) -> int:
@@ -289,12 +299,12 @@ class Report:
             steps = self.progress if known is None else known
             self.sinks.show(steps, f"videos/{medium.name}", medium.path)
 
-    def close(self) -> None:
-        """Let the sinks write what they have, the pictures of the last seconds included; waits for
-        them a short time.
+    def close(self, status: str = "completed") -> None:
+        """Let the sinks write what they have, the pictures of the last seconds included, and how
+        the run ended; waits for them a short time.
         """
         self._show(self._media.fresh(unchanged_s=0.0))
-        self.sinks.close()
+        self.sinks.close(status)
 
     def view(self) -> View:
         """What a person wants to see now."""
@@ -347,7 +357,7 @@ class Report:
             "replayed_steps": counts.positions,
             "train_ratio_actual": self.train_ratio_actual,
             "train_ratio": {**_ratio_settings(self._plan), "forgiven": counts.forgiven},
-            "episodes": self._episodes_before + int(self._totals.grown("episodes_total")),
+            "episodes": self._episodes_before + self.grown("episodes_total"),
             "train_return_mean": value.get("episode_return_mean{split=train}"),
             "eval": self.evaluation,
             "wall_time_s": self._wall_before + seconds,
@@ -360,6 +370,8 @@ class Report:
             },
             "quarantined": dict(self.quarantined),
             **({"imports_left_out": dict(self.left_out)} if self.left_out else {}),
+            **({"evaluations_failed": failed} if (failed := self.evaluations_failed) else {}),
+            **({"sinks_given_up": dict(gone)} if (gone := self.sinks.given_up) else {}),
             "inference": dict(self.inference),
             **({"gateway": dict(self.gateway)} if self.gateway else {}),
             "policy_version": counts.policy_version,

@@ -21,6 +21,7 @@ from typing import Any
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import checked, normalize
 from worldloom.core.json_text import parse_json, read_object
+from worldloom_dist.metrics.names import loss_of
 
 __all__ = [
     "View",
@@ -32,6 +33,7 @@ __all__ = [
     "read_view",
     "reading_run",
     "shown_losses",
+    "status_of",
     "title_of",
 ]
 
@@ -169,9 +171,9 @@ def shown_losses(values: Mapping[str, Any]) -> dict[str, float]:
     then the first ones by name.
     """
     found: dict[str, float] = {
-        key.removeprefix("loss{name=").rstrip("}"): value
+        loss: value
         for key, value in sorted(values.items())
-        if key.startswith("loss{name=") and isinstance(value, int | float)
+        if (loss := loss_of(key)) is not None and isinstance(value, int | float)
     }
     first: dict[str, float] = {
         name: found[name] for name in ("total", "held_out/total") if name in found
@@ -224,9 +226,7 @@ def read_view(folder: Path, *, is_live: bool = False) -> View:
         summary = read_object(folder / "summary.json")
     run = config["run"]
     last = last_record(folder / "metrics.jsonl")
-    status = summary.get("status", "starting")
-    if status in ("running", "starting") and not (is_live or _is_running(folder)):
-        status = "died"
+    status = status_of(folder, summary, is_live=is_live)
     is_running = status in ("running", "starting")
     rates = last if is_running and last else summary.get("throughput", {})
     lag = summary.get("staleness", {})
@@ -259,6 +259,19 @@ def read_view(folder: Path, *, is_live: bool = False) -> View:
     if problems:
         raise ValueError("; ".join(problems))
     return view
+
+
+def status_of(folder: Path, summary: Mapping[str, Any], *, is_live: bool = False) -> str:
+    """As in the summary, or ``died`` when it says running and no process runs it.
+
+    Args:
+        folder: Of the run.
+        summary: Its ``summary.json``, empty before the first.
+        is_live: True where the caller knows that the run's process lives.
+    """
+    status = str(summary.get("status", "starting"))
+    is_over = status not in ("running", "starting")
+    return status if is_over or is_live or _is_running(folder) else "died"
 
 
 def _evaluation_problems(evaluation: Mapping[str, Any]) -> list[str]:

@@ -175,16 +175,10 @@ class RayRuntime:
             self._folder.next_incarnation("driver") - 1
         ) * INCARNATIONS_PER_RUN
         config = plan.config
-        facts = {
-            "env": plan.env.env,
-            "agent": plan.agent.name,
-            "preset": config.preset,
-            "seed": str(config.seed),
-        }
         secret = read_secret(config.metrics_auth_file)
         where = (config.metrics_host, self._port, secret, self._folder.path)
         otlp = otlp_variables() if config.otel else None
-        hub = (plan.run_id, facts, build_facts(), *where, otlp)
+        hub = (plan.run_id, plan.labels, build_facts(), *where, otlp)
         ranks = LearnerPlaces(plan.config, self._folder)
         for rank in range(plan.config.learners):
             make = partial(_start_learner, place, ranks, plan, self._folder, self._standby, rank)
@@ -404,27 +398,25 @@ class RayRuntime:
                 lost_open=before.lost_open,
                 drained_workers=before.drained_workers,
                 drained_rows=before.drained_rows,
-                restarts=self._restarts(snapshot),
+                restarts=Counter(self.supervisor.restarts),
             ),
             snapshot,
         )
         self._report.quarantined = self.worker_pool.quarantined
         for role in self.supervisor.of_kind("shard"):
             self._report.left_out = {**self._report.left_out, **role.status.get("left_out", {})}
-        self._report.gateway = self._gateway_counts(snapshot)
+        self._report.gateway = self._gateway_counts()
         self._reporter.emit(
             {**self._report.gauges(), **self._report.increments(before), **self._machine()}
         )
 
-    def _gateway_counts(self, snapshot: Mapping[str, float]) -> dict[str, int]:
-        """What gateways counted, those that died included, as the hub heard it."""
+    def _gateway_counts(self) -> dict[str, int]:
+        """What gateways counted, those that died included, as hubs heard it."""
         if self._plan.config.gateway_port is None:
             return {}
-        rows = sum(v for key, v in snapshot.items() if key.startswith("gateway_rows_total"))
         return {
-            "questions": int(snapshot.get("gateway_questions_total", 0)),
-            "rows": int(rows),
-            "skipped_rows": int(snapshot.get("gateway_skipped_rows_total", 0)),
+            name: self._report.grown(f"gateway_{name}_total")
+            for name in ("questions", "rows", "skipped_rows")
         }
 
     def _ask(self, name: str, method: Callable[[Any], Any], timeout_s: float) -> Any:
@@ -458,15 +450,6 @@ class RayRuntime:
             if self._measure.is_due()
             else {}
         )
-
-    def _restarts(self, snapshot: Mapping[str, float]) -> Counter[str]:
-        restarts = Counter(self.supervisor.restarts)
-        errors = int(
-            sum(value for key, value in snapshot.items() if key.startswith("env_errors_total"))
-        )
-        # a restarted hub counts from 0
-        restarts["env"] = max(errors, self._report.counts.restarts.get("env", 0))
-        return restarts
 
     def _learner_status(self) -> dict[str, Any]:
         return next((role.status for role in self.supervisor.of_kind("learner")), {})

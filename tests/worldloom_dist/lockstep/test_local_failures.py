@@ -72,6 +72,7 @@ def test_worker_without_envs_is_left_out_and_named_and_the_run_completes(tmp_pat
     assert (
         "worker-1 is given up: no env is left of 1; the last failure: env 0 raised" in caplog.text
     )
+    assert summary["restarts"]["env"] == 2, "each failure of it"
     decisions = check_rows(folder)
     assert sum(decisions.values()) == summary["agent_steps"] >= 180
     assert decisions[1] == 2 * MortalEnv.STEPS, "both incarnations of its env are stored"

@@ -11,6 +11,7 @@ import pytest
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.metrics.endpoint import AUTH_VARIABLE, read_secret, serve
 from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.run import checks
 from worldloom_dist.run.checks import choose_port
 from worldloom_dist.run.config import RunConfig
 
@@ -130,3 +131,12 @@ def test_the_endpoint_answers_on_ipv6_too():
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_where_no_port_is_free_the_run_says_that_it_serves_nothing(monkeypatch, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(checks, "DEFAULT_PORT", port)
+        monkeypatch.setattr(checks, "PORTS_TRIED", 1)
+        assert choose_port(RunConfig()) == 0
+    assert f"serves no metrics and no page: the ports {port} to {port}" in caplog.text

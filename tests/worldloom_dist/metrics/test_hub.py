@@ -16,6 +16,7 @@ from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.names import (
     METRICS,
     ZEROS,
+    key_of,
     path_of,
     scalar_keys,
     split_key,
@@ -191,3 +192,97 @@ def test_a_worker_that_is_gone_for_good_does_not_hold_the_heartbeat_back(monkeyp
     now[0] += hub_module.GONE_AFTER_S
     hub.emit("actor", 0, {})
     assert heartbeat() == 5000.0 + now[0], "worker 1 is not"
+
+
+def episode(value: float, length: int = 10) -> dict[str, object]:
+    return {"return": value, "length": length, "reason": "truncated"}
+
+
+def test_recent_episodes_are_the_runs_whichever_roles_play_them():
+    hub = MetricsHub("r1")
+    hub.emit("actor", 0, {}, {"episodes": [episode(-10.0)]})
+    hub.emit("gateway", 0, {}, {"episodes": [episode(5.0, 99)]})
+    for _ in range(hub_module.RECENT_EPISODES):
+        hub.emit("actor", 0, {}, {"episodes": [episode(100.0)]})
+    snapshot = hub.snapshot()
+    for name in ("return_mean", "return_min", "return_max"):
+        assert snapshot[f"episode_{name}{{split=train}}"] == 100.0, name
+    assert snapshot["episode_length_steps_mean{split=train}"] == 10.0
+    assert snapshot["episodes_total{reason=truncated}"] == 22
+    (family,) = (f for f in hub.collect() if f.name == "worldloom_episode_return_mean")
+    assert [s.value for s in family.samples] == [100.0], "one series of the run"
+
+
+def test_gauges_of_roles_are_combined_as_the_table_says():
+    now = [1000.0]
+    hub = MetricsHub("r1", clock=lambda: now[0])
+    for role, index, size, version in (
+        ("actor", 0, 2_000.0, 4.0),
+        ("actor", 1, 500.0, 5.0),
+        ("learner", 0, 300.0, 91.0),
+        ("gateway", 0, 60.0, 90.0),
+    ):
+        values = {
+            "process_resident_memory_bytes": Last(size),
+            "process_open_fds": Last(size / 10),
+            "policy_version": Last(version),
+            "workers": Last(size),
+        }
+        hub.emit(role, index, values)
+    snapshot = hub.snapshot()
+    assert snapshot["process_resident_memory_bytes"] == 2_860.0
+    assert snapshot["process_open_fds"] == 286.0
+    assert snapshot["policy_version"] == 4.0, "the oldest weights in use"
+    assert snapshot["workers"] == 60.0, "of what one role alone knows the newest report counts"
+    now[0] += 2 * hub_module.SUMMED_FOR_S
+    for role in ("learner", "gateway"):
+        hub.emit(role, 0, {})
+    assert hub.snapshot()["policy_version"] == 90.0, "workers that are gone use no weights"
+    assert hub.snapshot()["process_resident_memory_bytes"] == 360.0
+
+
+NAMES = (
+    "obs/lidar,front",
+    "obs/cam:0",
+    "a=b",
+    "{x}",
+    'say "x"',
+    "back\\slash",
+    "",
+    "two\nlines",
+    "é",
+)
+
+
+@pytest.mark.parametrize("text", [*NAMES, "plain/name"])
+def test_labels_hold_any_text_and_come_back(text):
+    key = key_of("model_stat", name=text, kind="b,}")
+    assert split_key(key) == ("model_stat", {"name": text, "kind": "b,}"})
+    assert split_key(f"{key}:p99") == ("model_stat", {"name": text, "kind": "b,}"})
+    assert path_of(key) == f"model_stat/{text}/b,}}"
+    assert path_of(f"{key}:p99") == f"model_stat/{text}/b,}}/p99"
+    assert "\n" not in key
+
+
+def test_keys_of_earlier_records_are_read_as_they_are():
+    assert key_of("loss", name="obs/cam:0") == "loss{name=obs/cam:0}", "as runs have them"
+    assert path_of("loss{name=obs/cam:0}") == "loss/obs/cam:0"
+    assert split_key("replay_op_seconds:p99") == ("replay_op_seconds", {})
+
+
+@pytest.mark.parametrize("text", NAMES)
+def test_a_loss_of_an_observation_of_any_name_reaches_hub_and_prometheus(text):
+    (key,) = scalar_keys(f"loss/{text}" if text else "_loss", {})
+    hub = MetricsHub("r1")
+    hub.emit("learner", 0, {key: Last(2.0), "learner_updates_total": Sum(1)})
+    assert hub.snapshot()[key] == 2.0
+    (family,) = (f for f in hub.collect() if f.name == "worldloom_loss")
+    assert [s.labels["name"] for s in family.samples] == [text]
+
+
+def test_a_key_that_cannot_be_read_costs_no_other(caplog):
+    hub = MetricsHub("r1")
+    for _ in range(2):
+        hub.emit("learner", 0, {"loss{name=a,b}": Last(1.0), "learner_updates_total": Sum(1)})
+    assert hub.snapshot()["learner_updates_total"] == 2.0
+    assert caplog.text.count("loss{name=a,b}") == 1

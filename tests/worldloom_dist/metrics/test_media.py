@@ -2,8 +2,10 @@
 
 import os
 
+import pytest
+
 from worldloom_dist.metrics import media
-from worldloom_dist.metrics.media import MediaWatch
+from worldloom_dist.metrics.media import MediaWatch, subject_of
 
 
 def test_pictures_are_found_once_and_only_when_they_are_whole(tmp_path, monkeypatch):
@@ -30,3 +32,29 @@ def test_pictures_are_found_once_and_only_when_they_are_whole(tmp_path, monkeypa
         "at the end of a run nothing grows any more"
     )
     assert MediaWatch(folder).fresh() == [], "a resumed run does not show old pictures again"
+
+
+@pytest.mark.parametrize(
+    ("stem", "name", "env_steps"),
+    [
+        ("eval-000002000-0", "eval", 2000),
+        ("eval-000004000-0", "eval", 4000),
+        ("eval-000002000-1", "eval-1", 2000),
+        ("open_loop-image-0000012000", "open_loop-image", 12000),
+        ("open_loop-front-cam-0000012000", "open_loop-front-cam", 12000),
+        ("000012000-0", "000012000-0", None),
+        ("best-0", "best-0", None),
+        ("my-dog-3", "my-dog-3", None),
+        ("eval-2000", "eval-2000", None),
+    ],
+)
+def test_videos_of_one_curve_have_one_name_and_their_env_steps(stem, name, env_steps):
+    subject = subject_of(stem)
+    assert (subject.name, subject.env_steps) == (name, env_steps)
+
+
+def test_a_video_that_is_still_written_is_no_video(tmp_path):
+    watch = MediaWatch(tmp_path)
+    (tmp_path / "eval-000002000-0.half.mp4").write_bytes(b"x")
+    (tmp_path / "eval-000002000-0.mp4").write_bytes(b"x")
+    assert [(m.name, m.env_steps) for m in watch.fresh(0.0)] == [("eval", 2000)]

@@ -33,7 +33,7 @@ def test_a_run_and_its_resumption_are_one_run_in_the_run_folder(tmp_path):
     sink = MlflowSink(tmp_path, "quick-0001-abc", CONFIG)
     sink.write(100, NAMES)
     sink.show(100, "videos/open_loop", picture)
-    sink.close()
+    sink.close("completed")
     known = json.loads((tmp_path / "mlflow.json").read_text())
     client = client_of(tmp_path)
     run = client.get_run(known["run_id"])
@@ -49,7 +49,7 @@ def test_a_run_and_its_resumption_are_one_run_in_the_run_folder(tmp_path):
     sink = MlflowSink(tmp_path, "quick-0001-abc", {**CONFIG, "agent": "tdmpc2:5m"})
     assert client.get_run(known["run_id"]).info.status == "RUNNING"
     sink.write(200, {"loss/total": 0.125})
-    sink.close()
+    sink.close("completed")
     assert json.loads((tmp_path / "mlflow.json").read_text()) == known
     history = client.get_metric_history(known["run_id"], "loss/total")
     assert [(point.step, point.value) for point in history] == [(100, 0.25), (200, 0.125)]
@@ -61,7 +61,7 @@ def test_a_run_and_its_resumption_are_one_run_in_the_run_folder(tmp_path):
 
     client.delete_run(known["run_id"])
     (tmp_path / "mlflow.json").write_text(json.dumps({**known, "run_id": "f" * 32}))
-    MlflowSink(tmp_path, "quick-0001-abc", CONFIG).close()
+    MlflowSink(tmp_path, "quick-0001-abc", CONFIG).close("stopped")
     assert json.loads((tmp_path / "mlflow.json").read_text())["run_id"] not in (
         known["run_id"],
         "f" * 32,
@@ -88,7 +88,7 @@ def test_another_place_is_another_run_and_passwords_are_not_kept(tmp_path, monke
     (tmp_path / "run/mlflow.json").write_text(json.dumps(known))
     sink = MlflowSink(tmp_path / "run", "quick-0001-abc", CONFIG)
     sink.write(1, {"model_stat/odd=name+": 1.0})
-    sink.close()
+    sink.close("completed")
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/shared.db")
@@ -98,3 +98,13 @@ def test_another_place_is_another_run_and_passwords_are_not_kept(tmp_path, monke
     kept = json.loads((tmp_path / "run/mlflow.json").read_text())
     assert kept == {"tracking_uri": f"sqlite:///{tmp_path}/shared.db", "run_id": run.info.run_id}
     assert not (tmp_path / "run/mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "there"),
+    [("completed", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED"), ("died", "FAILED")],
+)
+def test_how_a_run_ended_is_said_there(tmp_path, status, there):
+    MlflowSink(tmp_path, "quick-0001-abc", CONFIG).close(status)
+    known = json.loads((tmp_path / "mlflow.json").read_text())
+    assert client_of(tmp_path).get_run(known["run_id"]).info.status == there

@@ -47,8 +47,9 @@ class Remembering:
     def show(self, env_steps, name, path) -> None:
         self.shown.append((env_steps, name, path))
 
-    def close(self) -> None:
+    def close(self, status: str) -> None:
         self.is_closed = True
+        self.status = status
 
 
 class Broken(Remembering):
@@ -80,7 +81,7 @@ def test_wandb_gets_one_resumable_run_with_env_steps_as_its_axis(tmp_path, monke
     run = types.SimpleNamespace(
         define_metric=lambda name, **more: calls.setdefault("metrics", {}).update({name: more}),
         log=logged.append,
-        finish=lambda: calls.update(finished=True),
+        finish=lambda **options: calls.update(finished=True, **options),
     )
     fake = types.ModuleType("wandb")
     fake.init = lambda **options: calls.update(options) or run
@@ -104,6 +105,74 @@ def test_wandb_gets_one_resumable_run_with_env_steps_as_its_axis(tmp_path, monke
     assert logged[1]["videos/a"] == ("video", str(tmp_path / "a.mp4"), "mp4")
     assert logged[2]["videos/b"] == ("image", str(tmp_path / "b.png"))
     assert calls["finished"]
+    assert calls["exit_code"] == 0
+
+
+@pytest.mark.parametrize("status", ["failed", "died"])
+def test_a_run_that_failed_has_failed_in_wandb(tmp_path, monkeypatch, status):
+    calls = {}
+    run = types.SimpleNamespace(
+        define_metric=lambda *a, **b: None, finish=lambda **o: calls.update(o)
+    )
+    fake = types.ModuleType("wandb")
+    fake.init = lambda **options: calls.update(options) or run
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    name = "it's: 50%?, #3/a\\b-abc123"
+    sinks = open_sinks(tmp_path, name, {**ALL, "wandb": True})
+    sinks.close(status)
+    assert calls["exit_code"] == 1
+    assert calls["name"] == name
+    assert not set(calls["id"]) & set(":;,#?/'%\\ ")
+    assert calls["id"].endswith("-abc123")
+
+
+def test_a_sink_is_told_how_the_run_ended_if_it_asks():
+    class Short(Remembering):
+        def close(self) -> None:
+            self.is_closed = True
+
+    asks = Remembering()
+    short = Short()
+    sinks = SinkThread({"asks": lambda: asks, "short": lambda: short})
+    sinks.close("failed")
+    assert (asks.is_closed, asks.status) == (True, "failed")
+    assert short.is_closed
+
+
+def test_a_sink_that_cannot_be_opened_is_tried_again(caplog):
+    calls = []
+    good = Remembering()
+
+    def opens_late():
+        calls.append(1)
+        if len(calls) < 3:
+            raise ConnectionError("not yet")
+        return good
+
+    def never():
+        raise ConnectionError("no route")
+
+    sinks = SinkThread({"late": opens_late, "never": never})
+    for step in range(6):
+        sinks.write(step, {})
+    sinks.close()
+    assert len(calls) == 3
+    assert [step for step, _ in good.records] == [1, 2, 3, 4, 5]
+    assert good.is_closed
+    assert sinks.given_up == {"never": "ConnectionError: no route"}
+    assert caplog.text.count("given up after 3 failures") == 1
+
+
+def test_a_resumed_run_leaves_out_in_tensorboard_what_it_does_again(tmp_path):
+    for life, steps in enumerate(((100, 200, 300), (200, 400))):
+        sinks = SinkThread({"tensorboard": lambda: TensorBoardSink(tmp_path)})
+        for step in steps:
+            sinks.write(step, {"loss{name=total}": 1.0})
+        sinks.close()
+        (made,) = tmp_path.glob("events.*.tfevents.1*")
+        made.rename(tmp_path / f"events.{life}")  # files are named by the second
+    begun = [e.step for e in read_events(tmp_path) if e.session_log.status == 1]
+    assert begun == [200], "readers drop what lies at or beyond it"
 
 
 def test_a_broken_sink_is_given_up_and_the_others_go_on(caplog):

@@ -26,3 +26,20 @@ def test_what_is_no_number_in_an_earlier_record_counts_as_not_there():
         {"weights_published_total": None, "episodes_total{reason=error}": float("nan")}
     )
     assert totals.values == {}
+
+
+def test_a_hub_that_began_again_and_counted_as_far_is_told_by_the_cpu_time():
+    totals = RunTotals({})
+    snapshots = (
+        {"process_cpu_seconds_total": 10.0, "env_errors_total{reason=hung}": 2.0},
+        {"env_errors_total{reason=hung}": 1.0},  # a new one, which few have told anything
+        {"process_cpu_seconds_total": 3.0, "env_errors_total{reason=hung}": 1.0},
+        {"process_cpu_seconds_total": 1.0, "env_errors_total{reason=hung}": 1.0},
+        {"process_cpu_seconds_total": 5.0, "env_errors_total{reason=hung}": 4.0},
+    )
+    seen = []
+    for snapshot in snapshots:
+        totals.update(snapshot)
+        seen.append(totals.grown("env_errors_total"))
+    assert seen == [2, 3, 3, 4, 7]
+    assert totals.values["process_cpu_seconds_total"] == 18.0

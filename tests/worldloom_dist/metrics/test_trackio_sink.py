@@ -8,6 +8,7 @@ import types
 
 import pytest
 
+from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.metrics.sinks import NEEDS, open_sinks
 from worldloom_dist.metrics.trackio_sink import TrackioSink
 
@@ -54,7 +55,7 @@ import pathlib, sys
 from worldloom_dist.metrics.trackio_sink import TrackioSink
 sink = TrackioSink(pathlib.Path(sys.argv[1]), "quick-0001-abc", {"seed": 1, "env": {"a": None}})
 sink.write(int(sys.argv[2]), {"loss/total": 0.5, "policy_lag_updates/p99": 4.0})
-sink.close()
+sink.close("completed")
 """
 READ = """
 import json
@@ -82,3 +83,20 @@ def test_the_real_trackio_keeps_both_parts_of_a_run_in_its_folder(tmp_path):
     found = json.loads(run(READ, TRACKIO_DIR=str(tmp_path / "trackio")))
     assert [record["step"] for record in found] == [100, 200]
     assert found[1]["policy_lag_updates/p99"] == 4.0
+
+
+def test_a_second_run_of_a_process_does_not_write_into_the_folder_of_the_first(
+    tmp_path, monkeypatch
+):
+    fake = types.ModuleType("trackio")
+    fake.init = lambda **options: types.SimpleNamespace(finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    monkeypatch.setenv("TRACKIO_DIR", "")
+    fake.utils = types.SimpleNamespace(TRACKIO_DIR=tmp_path / "one" / "trackio")
+    TrackioSink(tmp_path / "one", "one", {})
+    with pytest.raises(ConfigurationError, match="a process of its own"):
+        TrackioSink(tmp_path / "two", "two", {})
+    TrackioSink(tmp_path / "one", "one", {})
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "all"))
+    fake.utils.TRACKIO_DIR = tmp_path / "all"
+    TrackioSink(tmp_path / "two", "two", {})

@@ -11,6 +11,7 @@ from tests.worldloom_dist.browser import drawn, needs_browser
 from tests.worldloom_dist.written_runs import write_run
 from worldloom_dist.metrics.endpoint import serve
 from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.page import app
 from worldloom_dist.page.app import PageApp, page_html
 
 
@@ -117,3 +118,25 @@ def test_a_browser_shows_the_run_that_it_asks_for(tmp_path):
     assert ">a-live-run</h1>" in text
     assert ">running</span>" in text
     assert "2,500 of 5,000 env steps" in text
+
+
+def test_a_video_that_is_deleted_before_it_is_sent_is_not_found(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run")
+    monkeypatch.setattr(app, "video_path", lambda folder, name: folder / name)  # it was there
+    with served(folder) as url:
+        code, _, body = ask(url + "/videos/best-0.gif")
+    assert (code, body) == (404, b"404 Not Found: there is no such video any more\n")
+
+
+def test_a_video_that_is_deleted_while_it_is_sent_is_sent_whole(tmp_path):
+    folder = write_run(tmp_path / "run")
+    path = folder / "videos" / "best-0.gif"
+    path.parent.mkdir()
+    path.write_bytes(bytes(range(100)))
+    environ = {"PATH_INFO": "/videos/best-0.gif"}
+    body = PageApp(folder)(environ, lambda status, headers: None)
+    path.unlink()
+    try:
+        assert b"".join(body) == bytes(range(100))
+    finally:
+        body.close()

@@ -91,6 +91,49 @@ def test_what_went_wrong_is_listed(tmp_path):
     assert state["view"]["error"] == "TrainingError: <b>no</b>"
 
 
+def test_everything_that_failed_is_listed(tmp_path):
+    folder = write_run(
+        tmp_path / "run",
+        summary={
+            "imports_left_out": {"a.npz": "it is no file"},
+            "evaluations_failed": 3,
+            "sinks_given_up": {"wandb": "ConnectionError: no route"},
+            "updates_lost": 12,
+            "eval": {
+                "env_steps": 10,
+                "return_mean": 1.0,
+                "lost_envs": {"2": "raised: ValueError"},
+                "cut_episodes": 4,
+                "video_problems": ["no video of env x"],
+            },
+        },
+    )
+    faults = RunState(folder).read()["faults"]
+    assert {(fault["count"], fault["what"]) for fault in faults} == {
+        (1, "a.npz could not be imported: it is no file"),
+        (3, "evaluations failed; console.log says why"),
+        (1, "wandb gets no numbers any more: ConnectionError: no route"),
+        (12, "updates died with their learners and were owed again"),
+        (1, "env 2 of the last evaluation failed too often: raised: ValueError"),
+        (4, "episodes of the last evaluation had no end and were cut"),
+        (1, "no video of env x"),
+    }
+
+
+def test_a_fault_of_an_env_is_told_once(tmp_path):
+    folder = write_run(
+        tmp_path / "run",
+        summary={"restarts": {"env": 3, "worker": 1}},
+        last={"env_errors_total{reason=raised}": 2.0, "env_errors_total{reason=hung}": 1.0},
+    )
+    faults = RunState(folder).read()["faults"]
+    assert [(fault["count"], fault["what"]) for fault in faults] == [
+        (1, "restarts of workers"),
+        (2, "envs raised an error"),
+        (1, "envs hung and were ended"),
+    ]
+
+
 def test_a_run_that_has_just_begun_has_a_page(tmp_path):
     state = RunState(write_run(tmp_path / "run", records=0), is_live=True).read()
     assert state["curves"] == state["evaluations"] == state["videos"] == []

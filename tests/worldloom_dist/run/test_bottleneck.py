@@ -48,3 +48,12 @@ def test_a_starving_learner_waits_for_the_one_who_is_late(actors, refused, resou
 
 def test_before_the_first_update_nothing_is_claimed():
     assert diagnose(use({}, {"env": 5.0})).resource == "unknown"
+
+
+def test_a_run_whose_steps_come_from_clients_is_not_told_of_a_number_of_workers():
+    found = diagnose(use(STARVED, {}, refused=44.0, workers=0))
+    assert found.resource == "envs"
+    assert "0 --workers" not in found.advice
+    assert found.advice.endswith(
+        "it has no workers: more clients of the gateway, or --workers, would keep it busy"
+    )

@@ -1,5 +1,6 @@
 """The run loop, driven over a runtime that only counts."""
 
+import contextlib
 import json
 
 import pytest
@@ -139,3 +140,40 @@ def test_what_cannot_go_on_leaves_its_summary(made):
         again.run()
     assert summary(again) == summary(first)
     assert summary(again)["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("fails_in", "stops", "status"),
+    [("", False, "completed"), ("", True, "stopped"), ("work", False, "failed")],
+)
+def test_sinks_are_told_how_the_run_ended(made, fails_in, stops, status):
+    told = []
+    run = made()
+    run.runtime.fails_in = fails_in
+    run.report.sinks.close = told.append
+    if stops:
+        run.stop.set("Ctrl-C")
+    with contextlib.suppress(TrainingError):
+        run.run()
+    assert told == [status] == [summary(run)["status"]]
+
+
+def test_sinks_hear_of_the_end_also_when_the_roles_do_not_let_go(made):
+    told = []
+    run = made()
+    run.report.sinks.close = told.append
+    run.runtime.close = lambda: (_ for _ in ()).throw(OSError("no"))
+    with pytest.raises(OSError, match="no"):
+        run.run()
+    assert told == ["completed"]
+
+
+def test_a_run_that_could_not_go_on_keeps_its_status_in_sinks(made):
+    assert made().run() == "completed"
+    told = []
+    run = made()
+    run.runtime.fails_in = "start"
+    run.report.sinks.close = told.append
+    with pytest.raises(TrainingError):
+        run.run()
+    assert told == ["completed"]

@@ -9,6 +9,7 @@ import pytest
 
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.ports import RowCounters
+from worldloom_dist.run import report as module
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.counts import Counts
 from worldloom_dist.run.folder import RunFolder
@@ -45,6 +46,56 @@ def test_the_ratio_leaves_out_the_prefill_and_its_pretraining(plan, tmp_path):
     assert report.env_steps == 600
     assert "updates/step 0.25 (target 0.25)" in report.line()
     assert "env_steps 600/1,000" in report.line()
+
+
+def test_restarts_of_envs_go_on_over_a_hub_that_began_again(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {"restarts": {"env": 1}})
+    errors = [
+        {"env_errors_total{reason=raised}": 3.0, "env_errors_total{reason=hung}": 1.0},
+        {"env_errors_total{reason=raised}": 2.0},
+        {"env_errors_total{reason=raised}": 5.0},
+    ]
+    for snapshot in errors:
+        before = report.counts
+        report.update(counts(restarts={"worker": 1}), snapshot)
+    assert report.summary("running")["restarts"]["env"] == 1 + 4 + 5
+    assert report.summary("running")["restarts"]["worker"] == 1
+    assert report.increments(before)["worker_restarts_total{kind=env}"].value == 3
+
+
+def test_throughput_is_of_the_whole_run(plan, tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    first = Report(plan, RunFolder(tmp_path), {})
+    first.update(counts(0, train_steps=0), {})
+    now[0] += 50.0
+    first.update(counts(300, train_steps=100), {})
+    summary = first.summary("stopped")
+    assert summary["throughput"] == {"env_steps_per_s": 12.0, "updates_per_s": 2.0, "seconds": 50.0}
+    second = Report(plan, RunFolder(tmp_path), summary)
+    assert second.summary("running")["throughput"] == summary["throughput"], "nothing was done yet"
+    now[0] += 1000.0  # a start takes its time
+    second.update(counts(300, train_steps=100), {})
+    now[0] += 50.0
+    second.update(counts(450, train_steps=100), {})
+    assert second.summary("completed")["throughput"] == {
+        "env_steps_per_s": 9.0,
+        "updates_per_s": 1.0,
+        "seconds": 100.0,
+    }
+    del summary["throughput"]["seconds"]  # as earlier versions wrote it
+    old = Report(plan, RunFolder(tmp_path), {**summary, "wall_time_s": 60.0})
+    assert old.summary("running")["throughput"]["env_steps_per_s"] == 10.0
+
+
+def test_what_failed_beside_the_run_is_in_its_summary(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {"evaluations_failed": 2})
+    assert "sinks_given_up" not in report.summary("running")
+    report.evaluations_failed += 1
+    report.sinks.given_up = {"wandb": "ConnectionError: no route"}
+    summary = report.summary("running")
+    assert summary["evaluations_failed"] == 3
+    assert summary["sinks_given_up"] == {"wandb": "ConnectionError: no route"}
 
 
 def test_phases_are_named_before_anything_binds(plan, tmp_path):

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from tests.worldloom_dist.small_runs import start
 from worldloom_dist.run import versions as versions_module
 from worldloom_dist.run.versions import COMMIT_VARIABLE, commit_of, git_commit, versions
 
@@ -66,3 +67,19 @@ def test_the_variable_names_it_where_files_came_without_their_repository(tmp_pat
     assert git_commit(tmp_path) == "0123456789ab-dirty"
     monkeypatch.setenv(COMMIT_VARIABLE, "some\nlines")
     assert git_commit(tmp_path) == ""
+
+
+def test_the_labels_of_a_run_say_env_agent_preset_and_seed(tmp_path):
+    words = ["--env", "toy:counting", "--env-steps", "60", "--seed", "7"]
+    run = start(tmp_path / "run", *words)
+    (family,) = (f for f in run.runtime.hub.collect() if f.name == "worldloom_run_info")
+    run.runtime.close()
+    run.report.close()
+    (sample,) = family.samples
+    labels = {key: sample.labels[key] for key in ("env", "agent", "preset", "seed")}
+    assert labels == {
+        "env": "toy:counting",
+        "agent": "tdmpc2:ci",
+        "preset": "debug",
+        "seed": "7",
+    }

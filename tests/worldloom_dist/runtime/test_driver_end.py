@@ -372,3 +372,19 @@ def test_disk_that_takes_no_more_costs_the_running_summary_and_not_the_run(
     assert "No space left on device" in caplog.text
     with pytest.raises(OSError, match="No space left"):
         run.write("completed")
+
+
+@pytest.mark.parametrize(
+    "plan", [replace(PLAN, config=replace(PLAN.config, gateway_port=1))], ids=["gateway"]
+)
+def test_what_gateways_counted_does_not_fall_with_a_hub(run):
+    for questions, rows, human in ((7.0, 50.0, 3.0), (2.0, 10.0, 1.0)):
+        snapshot = {
+            "gateway_questions_total": questions,
+            "gateway_rows_total{source=policy}": rows,
+            "gateway_rows_total{source=human}": human,
+        }
+        run.runtime.supervisor.put("hub", 0, Actor(snapshot=snapshot))
+        run.runtime.look()
+    gateway = run.report.summary("running")["gateway"]
+    assert gateway == {"questions": 9, "rows": 64, "skipped_rows": 0}

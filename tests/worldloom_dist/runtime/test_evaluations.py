@@ -42,6 +42,7 @@ class FakeReport:
         self.env_steps = 221
         self.counts = Counts(train_steps=500)
         self.evaluation = None
+        self.evaluations_failed = 0
 
     def note_evaluation(self, result: dict[str, Any]) -> None:
         self.evaluation = result
@@ -124,6 +125,7 @@ def test_last_evaluation_that_fails_is_tried_once_more_and_then_said(play, caplo
     )
     assert run.all.last(VERSION, StopFlag()) is None
     assert run.all.failure == "EnvFailureError: again"
+    assert run.report.evaluations_failed > 0
     assert caplog.text.count("evaluation at 221 env steps failed") == 2
 
 
