@@ -12,6 +12,7 @@ be opened is tried again with the next records. Names are those of the table of 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import logging
@@ -219,11 +220,9 @@ class SinkThread:
         self._status = status
         if not self._thread.is_alive():
             return
-        try:
+        with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=timeout_s)
-        except queue.Full:
-            return
-        self._thread.join(timeout_s)
+            self._thread.join(timeout_s)
         if self._thread.is_alive():
             logger.warning(
                 "sinks did not finish within %.0f s; what they had not written is lost", timeout_s
