@@ -18,7 +18,7 @@ from worldloom_dist.actors.acting import ActRequest
 from worldloom_dist.interfaces import Inference
 from worldloom_dist.rpc.async_client import AsyncRpcClient
 from worldloom_dist.rpc.connection import Endpoint, RpcClient
-from worldloom_dist.rpc.frames import HASH_BYTES, HEAD, SEALED_BYTES, pieces_of
+from worldloom_dist.rpc.frames import CODE_BYTES, HEAD, SEALED_BYTES, pieces_of
 from worldloom_dist.rpc.handshake import NONCE_BYTES, PROOF_BYTES
 
 Change = Callable[[int, bytes], list[bytes]]
@@ -143,8 +143,8 @@ CHANGES: dict[str, Callable[[], Change]] = {
     "a size": lambda: flipped(0),
     "a size that would take memory": lambda: flipped(3),
     "a number": lambda: flipped(8),
-    "the hash of a body": lambda: flipped(HEAD.size),
-    "the code of a head": lambda: flipped(HEAD.size + HASH_BYTES),
+    "the code of a body": lambda: flipped(HEAD.size),
+    "the code of a head": lambda: flipped(HEAD.size + CODE_BYTES),
     "a body": lambda: flipped(SEALED_BYTES),
     "the end of a body": lambda: flipped(-1),
     "a frame twice": lambda: lambda number, frame: [frame] * (2 if number == 1 else 1),
