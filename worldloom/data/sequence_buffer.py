@@ -33,6 +33,7 @@ from worldloom.core.exceptions import BufferError, ConfigurationError, ShapeMism
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Rows, StreamId
 from worldloom.core.specs import ArraySpec
+from worldloom.data.chunk_runs import ChunkRun
 from worldloom.data.chunk_table import ChunkTable, ColdStore
 from worldloom.data.codec import EncodedColumn
 from worldloom.data.rings import encoded_columns, make_rings
@@ -238,6 +239,43 @@ class SequenceBuffer:
         self._evict_bytes()
         return stored_before + len(ids) - len(self)
 
+    @property
+    def takes_runs(self) -> bool:
+        """Whether chunks can come in runs: none of their columns is kept encoded."""
+        return not self._encoded
+
+    def append_run(self, run: ChunkRun) -> int:
+        """As :meth:`append` for one chunk after the other, each the next of its stream, and all
+        acted by the policy.
+
+        Args:
+            run: Of no more rows than the capacity.
+
+        Returns:
+            Rows evicted to make room.
+        """
+        assert self.takes_runs
+        assert run.rows <= self.capacity_rows
+        stored_before = len(self)
+        self._evict_to(self._next_row + run.rows - self.capacity_rows)
+        lengths = run.lengths
+        stops = self._next_row + np.cumsum(lengths)
+        slots = np.arange(self._next_row, stops[-1], dtype=np.int64) % self.capacity_rows
+        at = self._next_row
+        for chunks, rows, columns in run.blocks():
+            for name, value in columns.items():
+                self._copy(self._rings[name], at % self.capacity_rows, chunks * rows, value)
+            at += chunks * rows
+        self.starts.note_sources(slots, np.asarray(POLICY, np.uint8))
+        self._record_run(run, lengths, slots, stops)
+        is_first = self._rings["is_first"][slots]
+        tails = self._tails.extend_all(run.streams, lengths, self._next_row, is_first)
+        self._link_run(tails.before, lengths, slots, stops, is_first)
+        self._next_row = int(stops[-1])
+        self._mark_starts(tails.starts, tails.places)
+        self._evict_bytes()
+        return stored_before + run.rows - len(self)
+
     def skip(self, rows: int) -> int:
         """Account for ``rows`` acknowledged rows that are lost: their ids are used up, and they
         count as holes until evicted.
@@ -426,6 +464,37 @@ class SequenceBuffer:
         self._chunks.add(int(ids[0]), int(ids[-1]) + 1, encoded, place)
         self._records["#version"][slots] = version
         self._records["#inserted_s"][slots] = inserted_s
+
+    def _copy(self, ring: np.ndarray, slot: int, rows: int, value: np.ndarray) -> None:
+        """Copy ``[chunks, rows, ...]`` to consecutive slots."""
+        if slot + rows <= self.capacity_rows:
+            ring[slot : slot + rows].reshape(value.shape)[...] = value
+        else:
+            places = np.arange(slot, slot + rows) % self.capacity_rows
+            ring[places] = value.reshape(rows, *value.shape[2:])
+
+    def _record_run(self, run: ChunkRun, lengths: Ids, slots: Ids, stops: Ids) -> None:
+        versions, inserted_s = run.notes()
+        ordinals = self._chunks.next_ordinal + np.arange(len(lengths))
+        self._chunks.add_plain(stops)
+        self._chunk_of[slots] = np.repeat(ordinals, lengths)
+        self._records["#version"][slots] = np.repeat(versions, lengths)
+        self._records["#inserted_s"][slots] = np.repeat(inserted_s, lengths)
+
+    def _link_run(
+        self, before: Ids, lengths: Ids, slots: Ids, stops: Ids, is_first: np.ndarray
+    ) -> None:
+        """Join the rows of each chunk, and each chunk to the row before it."""
+        begins = stops - lengths
+        self._next_row_of[slots] = np.arange(self._next_row + 1, stops[-1] + 1)
+        self._next_row_of[(stops - 1) % self.capacity_rows] = NO_ROW
+        is_joined = (before >= self._first_row) & (before != NO_ROW)
+        self._next_row_of[before[is_joined] % self.capacity_rows] = begins[is_joined]
+        previous = np.arange(self._next_row - 1, stops[-1] - 1)
+        previous[begins - self._next_row] = np.where(is_joined, before, NO_ROW)
+        cut = previous[is_first]
+        cut = cut[cut != NO_ROW] % self.capacity_rows
+        self._rings["truncated"][cut] |= ~self._rings["terminated"][cut]
 
     def _mark_starts(self, starts: Ids, places: Ids) -> None:
         """Let windows that are complete now be drawn."""

@@ -22,7 +22,7 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +40,7 @@ __all__ = [
     "JournalHeldError",
     "JournalPosition",
     "Record",
+    "SegmentRecords",
     "read_journal",
     "read_newest_segments",
     "segment_path",
@@ -72,6 +73,25 @@ class Record(NamedTuple):
     kind: int
     payload: bytes
     offset: int
+
+
+class SegmentRecords(NamedTuple):
+    """The intact records of a segment, where they lie in it.
+
+    Attributes:
+        segment: Its number.
+        data: Its bytes.
+        frames: Of every record the kind, where its bytes begin, and how many they are.
+    """
+
+    segment: int
+    data: bytes
+    frames: list[tuple[int, int, int]]
+
+    def record(self, number: int) -> Record:
+        """One of them, copied."""
+        kind, start, size = self.frames[number]
+        return Record(self.segment, kind, self.data[start : start + size], start)
 
 
 class JournalPosition(NamedTuple):
@@ -174,17 +194,26 @@ class Journal:
         """True before the first record and when the current segment is full."""
         return self._file < 0 or self._offset >= self._segment_bytes
 
-    def read(self) -> Iterator[Record]:
-        """Yield every intact record, then open the end of the log for appending. Call it once,
-        before anything else.
+    def read_segments(self) -> Iterator[SegmentRecords]:
+        """Yield the intact records of every segment, then open the end of the log for appending.
+        Call it once, before anything else.
         """
         self.damage = JournalDamage()
         segments = self.segments
         for number in segments:
+            path = self.path(number)
+            data = path.read_bytes()
             is_last = number == segments[-1]
-            end = yield from _scan(self.path(number), number, self.damage, is_last=is_last)
+            frames = list(_scan(data, path, self.damage, is_last=is_last))
+            yield SegmentRecords(number, data, frames)
             if is_last:
-                self._open_segment(number, end)
+                _, start, size = frames[-1] if frames else (0, 0, 0)
+                self._open_segment(number, start + size)
+
+    def read(self) -> Iterator[Record]:
+        """As :meth:`read_segments`, one record after the other."""
+        for found in self.read_segments():
+            yield from map(found.record, range(len(found.frames)))
 
     def append(self, kind: int, parts: Sequence[Buffer]) -> JournalPosition:
         """Add a record; when this returns it survives the death of the process.
@@ -339,9 +368,7 @@ def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
     segments = _segments(directory)
     for number in segments:
         try:
-            yield from _scan(
-                segment_path(directory, number), number, damage, is_last=number == segments[-1]
-            )
+            yield from _read_segment(directory, number, damage, is_last=number == segments[-1])
         except FileNotFoundError:
             damage.evicted_segments += 1
             logger.info("segment %d of %s was evicted while it was read", number, directory)
@@ -350,7 +377,17 @@ def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
 def read_newest_segments(directory: Path) -> Iterator[Iterator[Record]]:
     """The intact records of every segment, the newest segment first; without a lock."""
     for number in reversed(_segments(directory)):
-        yield _scan(segment_path(directory, number), number, JournalDamage(), is_last=True)
+        yield _read_segment(directory, number, JournalDamage(), is_last=True)
+
+
+def _read_segment(
+    directory: Path, number: int, damage: JournalDamage, *, is_last: bool
+) -> Iterator[Record]:
+    """One record after the other; what comes after the last one that is asked for is not read."""
+    path = segment_path(directory, number)
+    data = path.read_bytes()
+    for kind, start, size in _scan(data, path, damage, is_last=is_last):
+        yield Record(number, kind, data[start : start + size], start)
 
 
 def _segments(directory: Path) -> list[int]:
@@ -367,10 +404,9 @@ def segment_path(directory: Path, segment: int) -> Path:
 
 
 def _scan(
-    path: Path, number: int, damage: JournalDamage, *, is_last: bool
-) -> Generator[Record, None, int]:
-    """Yield a segment's intact records; returns where the last one ends."""
-    data = path.read_bytes()
+    data: bytes, path: Path, damage: JournalDamage, *, is_last: bool
+) -> Iterator[tuple[int, int, int]]:
+    """Yield kind, start and size of a segment's intact records."""
     offset = end = 0
     in_vain = 0
     while offset < len(data):
@@ -386,15 +422,13 @@ def _scan(
             logger.warning(
                 "replay journal %s: %d damaged bytes skipped at %d", path, offset - end, end
             )
-        kind, payload = found
-        start = offset + FRAME.size
-        offset = end = start + len(payload)
-        yield Record(number, kind, payload, start)
+        _, start, size = found
+        offset = end = start + size
+        yield found
     if is_last:
         damage.torn_bytes += len(data) - end
     else:
         damage.corrupt_bytes += len(data) - end
-    return end
 
 
 def _frame(kind: int, parts: Sequence[Buffer]) -> list[Buffer]:
@@ -405,9 +439,9 @@ def _frame(kind: int, parts: Sequence[Buffer]) -> list[Buffer]:
     return [FRAME.pack(MAGIC, kind, size, checksum), *parts]
 
 
-def _parse(data: bytes, offset: int) -> tuple[int, bytes] | int:
-    """The kind and payload of the frame at ``offset``; the bytes that were looked at in vain, if
-    there is no intact one.
+def _parse(data: bytes, offset: int) -> tuple[int, int, int] | int:
+    """Kind, start and size of the record whose frame is at ``offset``; the bytes that were looked
+    at in vain, if there is no intact one.
     """
     start = offset + FRAME.size
     if start > len(data):
@@ -418,9 +452,9 @@ def _parse(data: bytes, offset: int) -> tuple[int, bytes] | int:
     if magic != MAGIC or start + size > len(data):
         return 0
     payload = memoryview(data)[start : start + size]
-    if zlib.crc32(payload, zlib.crc32(struct.pack("<II", kind, size))) != checksum:
+    if zlib.crc32(payload, zlib.crc32(data[offset + 4 : offset + 12])) != checksum:
         return size
-    return kind, bytes(payload)
+    return kind, start, size
 
 
 def _write_all(file: int, parts: list[Buffer], size: int) -> None:

@@ -1,0 +1,189 @@
+"""Many chunks at once: payloads of one file whose columns all lie there as they are, so that a
+buffer takes thousands of them with a few copies (``SequenceBuffer.append_run``).
+
+A payload that is compressed, carries notes, or is in any way unlike what ``encode_rows`` writes for
+these columns is in no run: it goes through ``split_rows``, which says what is wrong with it.
+
+n chunks, R rows of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from zlib_ng import zlib_ng as zlib
+
+from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.sequence import StreamId
+from worldloom.core.specs import ArraySpec
+from worldloom.data.codec import PREFIX, notes_of, split_rows
+
+__all__ = ["ChunkRun", "PlainLayout", "PlainLayouts"]
+
+Ids = npt.NDArray[np.int64]
+MOST_LAYOUTS = 4096
+"""Headers that are remembered: chunks of up to as many lengths."""
+BLOCK_BYTES = 512 * 2**10
+"""Of payloads that are copied column by column, while they are in the processor's cache."""
+
+
+class PlainLayout(NamedTuple):
+    """Where in a payload its columns lie.
+
+    Attributes:
+        rows: How many it has.
+        size: Bytes of the whole payload.
+        columns: Per column the offset of its first byte, and its spec.
+        flags: Where ``is_first`` begins, a byte per row.
+    """
+
+    rows: int
+    size: int
+    columns: Mapping[str, tuple[int, ArraySpec]]
+    flags: int
+
+
+class PlainLayouts:
+    """The layouts of payloads, by their headers, each of which is looked into once.
+
+    Args:
+        columns: What every row has.
+    """
+
+    def __init__(self, columns: Mapping[str, ArraySpec]) -> None:
+        self._columns = columns
+        self._known: dict[bytes, PlainLayout | None] = {}
+
+    def layout_of(self, data: bytes, start: int, stop: int) -> PlainLayout | None:
+        """The layout of the payload in [start, stop) of ``data``; None if it is no plain one, or
+        damaged.
+        """
+        if stop - start < PREFIX.size:
+            return None
+        _, checksum, head_size = PREFIX.unpack_from(data, start)
+        head = data[start : start + 4] + data[start + 8 : start + PREFIX.size + head_size]
+        if head not in self._known:
+            if len(self._known) >= MOST_LAYOUTS:
+                self._known.clear()
+            self._known[head] = self._learn(memoryview(data)[start:stop])
+        layout = self._known[head]
+        if layout is None or layout.size != stop - start:
+            return None
+        if zlib.crc32(memoryview(data)[start + 8 : stop]) != checksum:
+            return None
+        return layout
+
+    def _learn(self, payload: memoryview) -> PlainLayout | None:
+        try:
+            found = split_rows(payload, self._columns)
+            notes = notes_of(payload)
+        except (CheckpointError, ShapeMismatchError):
+            return None
+        offset = len(payload) - sum(len(column.blob) for column in found.values())
+        _, _, head_size = PREFIX.unpack_from(payload)
+        if notes or offset != PREFIX.size + head_size:
+            return None
+        columns = {}
+        for name, column in found.items():
+            size = column.decoded_bytes
+            if column.encoding != "raw" or len(column.blob) != size or not size:
+                return None
+            columns[name] = (offset, self._columns[name])
+            offset += size
+        rows = next(iter(found.values())).shape[0]
+        return PlainLayout(rows, offset, columns, columns["is_first"][0])
+
+
+class ChunkRun:
+    """Consecutive chunks, each of which is the next one of its stream.
+
+    Args:
+        data: Where their payloads lie.
+
+    Attributes:
+        rows: Of all chunks.
+        agent_steps: Of all chunks.
+        streams: Of each chunk.
+        next_seqs: The number of the next chunk, for every stream of the run.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._layouts: list[PlainLayout] = []
+        self._starts: list[int] = []
+        self._versions: list[int] = []
+        self._inserted_s: list[float] = []
+        self.streams: list[StreamId] = []
+        self.next_seqs: dict[StreamId, int] = {}
+        self.rows = 0
+        self.agent_steps = 0
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def add(
+        self,
+        stream: StreamId,
+        seq: int,
+        layout: PlainLayout,
+        start: int,
+        *,
+        agent_steps: int,
+        version: int,
+        inserted_s: float,
+    ) -> None:
+        """The next chunk; its payload begins at ``start``."""
+        self.streams.append(stream)
+        self.next_seqs[stream] = seq + 1
+        self._layouts.append(layout)
+        self._starts.append(start)
+        self._versions.append(version)
+        self._inserted_s.append(inserted_s)
+        self.rows += layout.rows
+        self.agent_steps += agent_steps
+
+    @property
+    def lengths(self) -> Ids:
+        """Rows of each chunk: [n]."""
+        return np.array([layout.rows for layout in self._layouts], np.int64)
+
+    def notes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Policy update, and time of insertion, of each chunk: [n] each."""
+        return np.array(self._versions, np.int64), np.array(self._inserted_s, np.float64)
+
+    def blocks(self) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+        """Parts of the run in its order, each of chunks that are alike and lie at equal distances:
+        how many chunks, rows of each, and per column a view ``[chunks, rows, ...]``.
+        """
+        first = 0
+        while first < len(self):
+            layout = self._layouts[first]
+            most = max(1, BLOCK_BYTES // layout.size)
+            stop = first + 1
+            step = 0
+            while stop < len(self) and stop - first < most and self._layouts[stop] is layout:
+                apart = self._starts[stop] - self._starts[stop - 1]
+                if step not in (0, apart):
+                    break
+                step = apart
+                stop += 1
+            yield stop - first, layout.rows, self._views(layout, first, stop - first, step)
+            first = stop
+
+    def _views(
+        self, layout: PlainLayout, first: int, count: int, step: int
+    ) -> dict[str, np.ndarray]:
+        views = {}
+        for name, (offset, spec) in layout.columns.items():
+            inner = np.empty((layout.rows, *spec.shape), spec.dtype).strides
+            views[name] = np.ndarray(
+                (count, layout.rows, *spec.shape),
+                spec.dtype,
+                self._data,
+                self._starts[first] + offset,
+                (step, *inner),
+            )
+        return views
