@@ -19,9 +19,9 @@ from zlib_ng import zlib_ng as zlib
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.sequence import StreamId
 from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import PREFIX, notes_of, split_rows
+from worldloom.data.codec import MAGIC, PREFIX, notes_of, split_rows
 
-__all__ = ["ChunkRun", "PlainLayout", "PlainLayouts"]
+__all__ = ["ChunkRun", "PlainChunk", "PlainLayout", "PlainLayouts"]
 
 Ids = npt.NDArray[np.int64]
 MOST_LAYOUTS = 4096
@@ -57,20 +57,21 @@ class PlainLayouts:
         self._columns = columns
         self._known: dict[bytes, PlainLayout | None] = {}
 
-    def layout_of(self, data: bytes, start: int, stop: int) -> PlainLayout | None:
+    def layout_of(self, data: bytes | bytearray, start: int, stop: int) -> PlainLayout | None:
         """The layout of the payload in [start, stop) of ``data``; None if it is no plain one, or
         damaged.
         """
         if stop - start < PREFIX.size:
             return None
-        _, checksum, head_size = PREFIX.unpack_from(data, start)
-        head = data[start : start + 4] + data[start + 8 : start + PREFIX.size + head_size]
+        magic, checksum, head_size = PREFIX.unpack_from(data, start)
+        begin = start + PREFIX.size
+        head = bytes(data[begin : min(begin + head_size, stop)])
         if head not in self._known:
             if len(self._known) >= MOST_LAYOUTS:
                 self._known.clear()
             self._known[head] = self._learn(memoryview(data)[start:stop])
         layout = self._known[head]
-        if layout is None or layout.size != stop - start:
+        if layout is None or layout.size != stop - start or magic != MAGIC:
             return None
         if zlib.crc32(memoryview(data)[start + 8 : stop]) != checksum:
             return None
@@ -97,6 +98,27 @@ class PlainLayouts:
         return PlainLayout(rows, offset, columns, columns["is_first"][0])
 
 
+class PlainChunk(NamedTuple):
+    """A chunk whose payload is plain.
+
+    Attributes:
+        stream, seq, version, agent_steps: As in ``core.sequence.Chunk``; the number of the update
+            alone.
+        first_row: Rows that were inserted before it.
+        inserted_s: ``time.time()`` of the insertion.
+        layout, start: Of its payload, and where that begins.
+    """
+
+    stream: StreamId
+    seq: int
+    version: int
+    agent_steps: int
+    first_row: int
+    inserted_s: float
+    layout: PlainLayout
+    start: int
+
+
 class ChunkRun:
     """Consecutive chunks, each of which is the next one of its stream.
 
@@ -104,55 +126,30 @@ class ChunkRun:
         data: Where their payloads lie.
 
     Attributes:
+        chunks: In their order.
         rows: Of all chunks.
-        agent_steps: Of all chunks.
-        streams: Of each chunk.
         next_seqs: The number of the next chunk, for every stream of the run.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | bytearray) -> None:
         self._data = data
-        self._layouts: list[PlainLayout] = []
-        self._starts: list[int] = []
-        self._versions: list[int] = []
-        self._inserted_s: list[float] = []
-        self.streams: list[StreamId] = []
+        self.chunks: list[PlainChunk] = []
         self.next_seqs: dict[StreamId, int] = {}
         self.rows = 0
-        self.agent_steps = 0
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self.chunks)
 
-    def add(
-        self,
-        stream: StreamId,
-        seq: int,
-        layout: PlainLayout,
-        start: int,
-        *,
-        agent_steps: int,
-        version: int,
-        inserted_s: float,
-    ) -> None:
-        """The next chunk; its payload begins at ``start``."""
-        self.streams.append(stream)
-        self.next_seqs[stream] = seq + 1
-        self._layouts.append(layout)
-        self._starts.append(start)
-        self._versions.append(version)
-        self._inserted_s.append(inserted_s)
-        self.rows += layout.rows
-        self.agent_steps += agent_steps
+    def add(self, chunk: PlainChunk) -> None:
+        """The next one."""
+        self.chunks.append(chunk)
+        self.next_seqs[chunk.stream] = chunk.seq + 1
+        self.rows += chunk.layout.rows
 
     @property
     def lengths(self) -> Ids:
         """Rows of each chunk: [n]."""
-        return np.array([layout.rows for layout in self._layouts], np.int64)
-
-    def notes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Policy update, and time of insertion, of each chunk: [n] each."""
-        return np.array(self._versions, np.int64), np.array(self._inserted_s, np.float64)
+        return np.array([chunk.layout.rows for chunk in self.chunks], np.int64)
 
     def blocks(self) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
         """Parts of the run in its order, each of chunks that are alike and lie at equal distances:
@@ -160,12 +157,12 @@ class ChunkRun:
         """
         first = 0
         while first < len(self):
-            layout = self._layouts[first]
+            layout = self.chunks[first].layout
             most = max(1, BLOCK_BYTES // layout.size)
             stop = first + 1
             step = 0
-            while stop < len(self) and stop - first < most and self._layouts[stop] is layout:
-                apart = self._starts[stop] - self._starts[stop - 1]
+            while stop < min(len(self), first + most) and self.chunks[stop].layout is layout:
+                apart = self.chunks[stop].start - self.chunks[stop - 1].start
                 if step not in (0, apart):
                     break
                 step = apart
@@ -183,7 +180,7 @@ class ChunkRun:
                 (count, layout.rows, *spec.shape),
                 spec.dtype,
                 self._data,
-                self._starts[first] + offset,
+                self.chunks[first].start + offset,
                 (step, *inner),
             )
         return views

@@ -260,18 +260,12 @@ class SequenceBuffer:
         self._evict_to(self._next_row + run.rows - self.capacity_rows)
         lengths = run.lengths
         stops = self._next_row + np.cumsum(lengths)
-        slots = np.arange(self._next_row, stops[-1], dtype=np.int64) % self.capacity_rows
-        at = self._next_row
-        for chunks, rows, columns in run.blocks():
-            for name, value in columns.items():
-                self._copy(self._rings[name], at % self.capacity_rows, chunks * rows, value)
-            at += chunks * rows
-        self.starts.note_sources(slots, np.asarray(POLICY, np.uint8))
-        self._record_run(run, lengths, slots, stops)
-        is_first = self._rings["is_first"][slots]
-        tails = self._tails.extend_all(run.streams, lengths, self._next_row, is_first)
-        self._link_run(tails.before, lengths, slots, stops, is_first)
-        self._next_row = int(stops[-1])
+        is_first = self._write_run(run)
+        streams = [chunk.stream for chunk in run.chunks]
+        tails = self._tails.extend_all(streams, lengths, self._next_row, is_first)
+        self._link_run(tails.before, stops - lengths, stops, is_first)
+        self._chunks.add_plain(stops)
+        self._next_row += run.rows
         self._mark_starts(tails.starts, tails.places)
         self._evict_bytes()
         return stored_before + run.rows - len(self)
@@ -465,32 +459,53 @@ class SequenceBuffer:
         self._records["#version"][slots] = version
         self._records["#inserted_s"][slots] = inserted_s
 
-    def _copy(self, ring: np.ndarray, slot: int, rows: int, value: np.ndarray) -> None:
-        """Copy ``[chunks, rows, ...]`` to consecutive slots."""
-        if slot + rows <= self.capacity_rows:
-            ring[slot : slot + rows].reshape(value.shape)[...] = value
-        else:
-            places = np.arange(slot, slot + rows) % self.capacity_rows
-            ring[places] = value.reshape(rows, *value.shape[2:])
+    def _slots(self, first: int, rows: int) -> slice | Ids:
+        """Where rows are that follow each other: a slice, unless the ring ends between them."""
+        begin = first % self.capacity_rows
+        if begin + rows <= self.capacity_rows:
+            return slice(begin, begin + rows)
+        return np.arange(begin, begin + rows) % self.capacity_rows
 
-    def _record_run(self, run: ChunkRun, lengths: Ids, slots: Ids, stops: Ids) -> None:
-        versions, inserted_s = run.notes()
-        ordinals = self._chunks.next_ordinal + np.arange(len(lengths))
-        self._chunks.add_plain(stops)
-        self._chunk_of[slots] = np.repeat(ordinals, lengths)
-        self._records["#version"][slots] = np.repeat(versions, lengths)
-        self._records["#inserted_s"][slots] = np.repeat(inserted_s, lengths)
+    def _write_run(self, run: ChunkRun) -> npt.NDArray[np.bool_]:
+        """Fill the rings, but for links between chunks; returns ``is_first`` of all rows."""
+        notes = {
+            "#chunk": self._chunks.next_ordinal + np.arange(len(run)),
+            "#version": np.array([chunk.version for chunk in run.chunks]),
+            "#inserted_s": np.array([chunk.inserted_s for chunk in run.chunks]),
+        }
+        is_first = []
+        at = self._next_row
+        done = 0
+        for chunks, rows, columns in run.blocks():
+            stop = at + chunks * rows
+            slots = self._slots(at, stop)
+            for name, value in columns.items():
+                _copy(value, self._rings[name], slots)
+            for name, of_chunks in notes.items():
+                value = of_chunks[done : done + chunks, None]
+                _copy(np.broadcast_to(value, (chunks, rows)), self._records[name], slots)
+            _copy(np.arange(at + 1, stop + 1).reshape(chunks, rows), self._next_row_of, slots)
+            is_first.append(columns["is_first"].reshape(-1))
+            at = stop
+            done += chunks
+        ids = np.arange(self._next_row, at)
+        self.starts.note_sources(ids % self.capacity_rows, np.asarray(POLICY, np.uint8))
+        return np.concatenate(is_first)
 
-    def _link_run(
-        self, before: Ids, lengths: Ids, slots: Ids, stops: Ids, is_first: np.ndarray
-    ) -> None:
-        """Join the rows of each chunk, and each chunk to the row before it."""
-        begins = stops - lengths
-        self._next_row_of[slots] = np.arange(self._next_row + 1, stops[-1] + 1)
+    def _slots(self, first: int, stop: int) -> slice | Ids:
+        """Where rows are that follow each other: a slice, unless the ring ends between them."""
+        begin = first % self.capacity_rows
+        end = begin + stop - first
+        if end <= self.capacity_rows:
+            return slice(begin, end)
+        return np.arange(begin, end) % self.capacity_rows
+
+    def _link_run(self, before: Ids, begins: Ids, stops: Ids, is_first: np.ndarray) -> None:
+        """Join each chunk to the row before it in its stream, and end the episodes there."""
         self._next_row_of[(stops - 1) % self.capacity_rows] = NO_ROW
         is_joined = (before >= self._first_row) & (before != NO_ROW)
         self._next_row_of[before[is_joined] % self.capacity_rows] = begins[is_joined]
-        previous = np.arange(self._next_row - 1, stops[-1] - 1)
+        previous = self._next_row - 1 + np.arange(len(is_first))
         previous[begins - self._next_row] = np.where(is_joined, before, NO_ROW)
         cut = previous[is_first]
         cut = cut[cut != NO_ROW] % self.capacity_rows
@@ -559,3 +574,11 @@ class SequenceBuffer:
         shard = np.full(len(starts), self._shard)
         plain = SampledWindows(columns, ids, shard, versions, inserted_s)
         return EncodedWindows(plain, chunks, ordinals, self._encoded)
+
+
+def _copy(value: np.ndarray, ring: np.ndarray, slots: slice | Ids) -> None:
+    """Copy ``[chunks, rows, ...]`` to slots that follow each other."""
+    if isinstance(slots, slice):
+        ring[slots].reshape(value.shape)[...] = value
+    else:
+        ring[slots] = value.reshape(len(slots), *value.shape[2:])

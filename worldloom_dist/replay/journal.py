@@ -23,6 +23,7 @@ import re
 import struct
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -80,18 +81,20 @@ class SegmentRecords(NamedTuple):
 
     Attributes:
         segment: Its number.
-        data: Its bytes.
+        size: Of its file.
+        data: Its bytes, and perhaps more after them; they change when the next segment is read.
         frames: Of every record the kind, where its bytes begin, and how many they are.
     """
 
     segment: int
-    data: bytes
+    size: int
+    data: bytearray
     frames: list[tuple[int, int, int]]
 
     def record(self, number: int) -> Record:
         """One of them, copied."""
         kind, start, size = self.frames[number]
-        return Record(self.segment, kind, self.data[start : start + size], start)
+        return Record(self.segment, kind, bytes(memoryview(self.data)[start : start + size]), start)
 
 
 class JournalPosition(NamedTuple):
@@ -200,15 +203,13 @@ class Journal:
         """
         self.damage = JournalDamage()
         segments = self.segments
-        for number in segments:
-            path = self.path(number)
-            data = path.read_bytes()
+        for number, size, data in self._read_ahead(segments):
             is_last = number == segments[-1]
-            frames = list(_scan(data, path, self.damage, is_last=is_last))
-            yield SegmentRecords(number, data, frames)
+            frames = list(_scan(data, size, self.path(number), self.damage, is_last=is_last))
+            yield SegmentRecords(number, size, data, frames)
             if is_last:
-                _, start, size = frames[-1] if frames else (0, 0, 0)
-                self._open_segment(number, start + size)
+                _, start, length = frames[-1] if frames else (0, 0, 0)
+                self._open_segment(number, start + length)
 
     def read(self) -> Iterator[Record]:
         """As :meth:`read_segments`, one record after the other."""
@@ -332,6 +333,20 @@ class Journal:
         """Of a segment's file."""
         return segment_path(self.directory, segment)
 
+    def _read_ahead(self, segments: Sequence[int]) -> Iterator[tuple[int, int, bytearray]]:
+        """Number, size and bytes of each segment; the next one is read meanwhile. Memory is used
+        again: to fault it in takes longer than to fill it.
+        """
+        rooms = [bytearray(), bytearray()]
+        with ThreadPoolExecutor(1, "journal-reader") as reader:
+            reading = [reader.submit(_read_file, self.path(n), rooms[0]) for n in segments[:1]]
+            for turn, number in enumerate(segments):
+                size, rooms[turn % 2] = reading.pop().result()
+                following = segments[turn + 1 : turn + 2]
+                room = rooms[(turn + 1) % 2]
+                reading += [reader.submit(_read_file, self.path(n), room) for n in following]
+                yield number, size, rooms[turn % 2]
+
     def _open_segment(self, number: int, offset: int) -> None:
         with self._sync_lock:
             file = os.open(self.path(number), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -386,7 +401,7 @@ def _read_segment(
     """One record after the other; what comes after the last one that is asked for is not read."""
     path = segment_path(directory, number)
     data = path.read_bytes()
-    for kind, start, size in _scan(data, path, damage, is_last=is_last):
+    for kind, start, size in _scan(data, len(data), path, damage, is_last=is_last):
         yield Record(number, kind, data[start : start + size], start)
 
 
@@ -403,18 +418,35 @@ def segment_path(directory: Path, segment: int) -> Path:
     return directory / f"segment-{segment:08d}.wal"
 
 
+def _read_file(path: Path, room: bytearray) -> tuple[int, bytearray]:
+    """The size of a file, and its bytes at the begin of ``room``, or of a new one if that is too
+    small.
+    """
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > len(room):
+            room = bytearray(size + size // 8)  # segments end with their last record
+        got = 0
+        while got < size:
+            count = file.readinto(memoryview(room)[got:size])
+            if not count:
+                break
+            got += count
+    return got, room
+
+
 def _scan(
-    data: bytes, path: Path, damage: JournalDamage, *, is_last: bool
+    data: bytes | bytearray, stop: int, path: Path, damage: JournalDamage, *, is_last: bool
 ) -> Iterator[tuple[int, int, int]]:
-    """Yield kind, start and size of a segment's intact records."""
+    """Yield kind, start and size of a segment's intact records; it ends at ``stop``."""
     offset = end = 0
     in_vain = 0
-    while offset < len(data):
-        found = _parse(data, offset)
+    while offset < stop:
+        found = _parse(data, stop, offset)
         if isinstance(found, int):
             in_vain += found
-            offset = data.find(MAGIC, offset + 1)
-            if offset < 0 or in_vain > MOST_IN_VAIN * len(data):
+            offset = data.find(MAGIC, offset + 1, stop)
+            if offset < 0 or in_vain > MOST_IN_VAIN * stop:
                 break
             continue
         if offset > end:
@@ -426,9 +458,9 @@ def _scan(
         offset = end = start + size
         yield found
     if is_last:
-        damage.torn_bytes += len(data) - end
+        damage.torn_bytes += stop - end
     else:
-        damage.corrupt_bytes += len(data) - end
+        damage.corrupt_bytes += stop - end
 
 
 def _frame(kind: int, parts: Sequence[Buffer]) -> list[Buffer]:
@@ -439,17 +471,17 @@ def _frame(kind: int, parts: Sequence[Buffer]) -> list[Buffer]:
     return [FRAME.pack(MAGIC, kind, size, checksum), *parts]
 
 
-def _parse(data: bytes, offset: int) -> tuple[int, int, int] | int:
+def _parse(data: bytes | bytearray, stop: int, offset: int) -> tuple[int, int, int] | int:
     """Kind, start and size of the record whose frame is at ``offset``; the bytes that were looked
     at in vain, if there is no intact one.
     """
     start = offset + FRAME.size
-    if start > len(data):
+    if start > stop:
         return 0
     kind: int
     size: int
     magic, kind, size, checksum = FRAME.unpack_from(data, offset)
-    if magic != MAGIC or start + size > len(data):
+    if magic != MAGIC or start + size > stop:
         return 0
     payload = memoryview(data)[start : start + size]
     if zlib.crc32(payload, zlib.crc32(data[offset + 4 : offset + 12])) != checksum:

@@ -6,45 +6,17 @@ and about which there is nothing to say. What is unlike them in any way is left 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
 from worldloom.core.sequence import StreamId
 from worldloom.core.specs import ArraySpec
-from worldloom.data.chunk_runs import ChunkRun, PlainLayout, PlainLayouts
+from worldloom.data.chunk_runs import PlainChunk, PlainLayouts
 from worldloom_dist.replay.records import FIELDS, LARGEST
 
-__all__ = ["PlainChunk", "PlainChunks"]
+__all__ = ["PlainChunks"]
 
 LARGEST_VERSION = np.iinfo(np.int32).max
-
-
-class PlainChunk(NamedTuple):
-    """One of them: what :class:`StoredChunk` says, with the layout of its payload and where in the
-    segment that begins.
-    """
-
-    stream: StreamId
-    seq: int
-    version: int
-    agent_steps: int
-    first_row: int
-    inserted_s: float
-    layout: PlainLayout
-    start: int
-
-    def add_to(self, run: ChunkRun) -> None:
-        """Let it be the next chunk of a run."""
-        run.add(
-            self.stream,
-            self.seq,
-            self.layout,
-            self.start,
-            agent_steps=self.agent_steps,
-            version=self.version,
-            inserted_s=self.inserted_s,
-        )
 
 
 class PlainChunks:
@@ -57,15 +29,26 @@ class PlainChunks:
     def __init__(self, columns: Mapping[str, ArraySpec]) -> None:
         self._layouts = PlainLayouts(columns)
 
-    def read(self, data: bytes, start: int, size: int) -> PlainChunk | None:
+    def read(self, data: bytes | bytearray, start: int, size: int) -> PlainChunk | None:
         """The chunk whose record is ``size`` bytes at ``start``; None if it is not plain, or not
         what a shard writes.
         """
         if size < FIELDS.size:
             return None
-        fields = FIELDS.unpack_from(data, start)
-        slot, incarnation, env, seq, _, version, rows, agent_steps, first_row, *_ = fields
-        numbers = (slot, *fields[2:10])
+        (
+            slot,
+            incarnation,
+            env,
+            seq,
+            policy_incarnation,
+            version,
+            rows,
+            agent_steps,
+            first_row,
+            agent_steps_before,
+            inserted_s,
+        ) = FIELDS.unpack_from(data, start)
+        numbers = (slot, env, seq, policy_incarnation, version, first_row, agent_steps_before)
         if min(numbers) < 0 or max(numbers) >= LARGEST or abs(incarnation) >= LARGEST:
             return None
         begin = start + FIELDS.size
@@ -79,4 +62,4 @@ class PlainChunks:
         stream = StreamId(slot, incarnation, env)
         if agent_steps != (0 if stream.is_imported else rows - resets) or not rows:
             return None
-        return PlainChunk(stream, seq, version, agent_steps, first_row, fields[-1], layout, begin)
+        return PlainChunk(stream, seq, version, agent_steps, first_row, inserted_s, layout, begin)

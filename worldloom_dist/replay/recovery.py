@@ -18,7 +18,7 @@ from worldloom.core.specs import ArraySpec
 from worldloom.data.chunk_runs import ChunkRun
 from worldloom.data.stream_tails import StreamPosition
 from worldloom_dist.replay.journal import Record, SegmentRecords
-from worldloom_dist.replay.plain_chunks import PlainChunk, PlainChunks
+from worldloom_dist.replay.plain_chunks import PlainChunks
 from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
@@ -130,44 +130,37 @@ class Recovery:
 
     def take_segment(self, records: SegmentRecords) -> None:
         """The records of the next segment."""
+        buffer = self._rows.buffer
+        most_rows = min(buffer.capacity_rows, RUN_ROWS)
         run = ChunkRun(records.data)
         begin = 0  # of the run
         for number, (kind, start, size) in enumerate(records.frames):
             chunk = None
             if kind == CHUNK and self._may_run(records.segment):
                 chunk = self._plain.read(records.data, start, size)
-            if chunk is not None and run.rows + chunk.layout.rows > self._most_rows:
+            if chunk is not None and run.rows + chunk.layout.rows > most_rows:
                 self._store(run, records, begin)
                 run = ChunkRun(records.data)
                 begin = number
-            if chunk is not None and self._goes_on(run, chunk):
-                chunk.add_to(run)
-                continue
+            if chunk is not None and chunk.layout.rows <= most_rows:
+                seq = run.next_seqs.get(chunk.stream)
+                expected = (
+                    buffer.next_seq(chunk.stream) if seq is None else seq,
+                    buffer.next_row + run.rows,
+                )
+                if (chunk.seq, chunk.first_row) == expected:
+                    run.add(chunk)
+                    continue
             self._store(run, records, begin)
             run = ChunkRun(records.data)
             begin = number + 1
             self.take(records.record(number))
         self._store(run, records, begin)
 
-    @property
-    def _most_rows(self) -> int:
-        return min(self._rows.buffer.capacity_rows, RUN_ROWS)
-
     def _may_run(self, segment: int) -> bool:
         """Whether the chunks of a segment are ordinary now: its first record was taken."""
         rows = self._rows
-        return rows.buffer.takes_runs and segment in rows.segment_rows and not self._is_blind
-
-    def _goes_on(self, run: ChunkRun, chunk: PlainChunk) -> bool:
-        """Whether a chunk is the next one of the journal and of its stream."""
-        buffer = self._rows.buffer
-        stream = chunk.stream
-        seq = run.next_seqs.get(stream)
-        return (
-            chunk.seq == (buffer.next_seq(stream) if seq is None else seq)
-            and chunk.first_row == buffer.next_row + run.rows
-            and chunk.layout.rows <= self._most_rows
-        )
+        return segment in rows.segment_rows and not self._is_blind and rows.buffer.takes_runs
 
     def _store(self, run: ChunkRun, records: SegmentRecords, begin: int) -> None:
         """Store a run, which begins with that record of the segment."""

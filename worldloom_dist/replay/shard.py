@@ -453,7 +453,7 @@ class ReplayShard:
             progress.total_bytes = journal.size_bytes()
             for segment in journal.read_segments():
                 recovery.take_segment(segment)
-                progress.read_bytes += len(segment.data)
+                progress.read_bytes += segment.size
                 progress.rows = rows.buffer.next_row
             current = journal.position.segment if journal.segments else None
             recovery.finish(current, is_rollback=online_served is not None)

@@ -164,7 +164,7 @@ class ShardRows:
     def store_run(self, run: ChunkRun) -> None:
         """As :meth:`store` for all chunks of a run: new ones, each the next of its stream."""
         self.counters.evicted += self.buffer.append_run(run)
-        self.counters.agent_steps += run.agent_steps
+        self.counters.agent_steps += sum(chunk.agent_steps for chunk in run.chunks)
 
     def _note_step(self, chunk: Chunk, step: int) -> None:
         known = self.next_steps.pop(chunk.stream, 0)
