@@ -9,7 +9,8 @@ n chunks, R rows of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -151,36 +152,48 @@ class ChunkRun:
         """Rows of each chunk: [n]."""
         return np.array([chunk.layout.rows for chunk in self.chunks], np.int64)
 
-    def blocks(self) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
-        """Parts of the run in its order, each of chunks that are alike and lie at equal distances:
-        how many chunks, rows of each, and per column a view ``[chunks, rows, ...]``.
+    def blocks(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Parts of the run in its order: how many chunks, and per column their rows,
+        ``[chunks, rows, ...]`` where they are alike and ``[all rows, ...]`` otherwise.
         """
         first = 0
         while first < len(self):
-            layout = self.chunks[first].layout
-            most = max(1, BLOCK_BYTES // layout.size)
             stop = first + 1
-            step = 0
-            while stop < min(len(self), first + most) and self.chunks[stop].layout is layout:
-                apart = self.chunks[stop].start - self.chunks[stop - 1].start
-                if step not in (0, apart):
+            size = self.chunks[first].layout.size
+            while stop < len(self):
+                size += self.chunks[stop].layout.size
+                if size > BLOCK_BYTES:
                     break
-                step = apart
                 stop += 1
-            yield stop - first, layout.rows, self._views(layout, first, stop - first, step)
+            block = self.chunks[first:stop]
+            steps = {after.start - before.start for before, after in itertools.pairwise(block)}
+            is_even = len(steps) <= 1 and all(chunk.layout is block[0].layout for chunk in block)
+            yield len(block), self._views(block, *steps) if is_even else self._joined(block)
             first = stop
 
-    def _views(
-        self, layout: PlainLayout, first: int, count: int, step: int
-    ) -> dict[str, np.ndarray]:
+    def _views(self, block: Sequence[PlainChunk], step: int = 0) -> dict[str, np.ndarray]:
+        """The columns of chunks that are alike, where they lie."""
+        layout = block[0].layout
         views = {}
         for name, (offset, spec) in layout.columns.items():
-            inner = np.empty((layout.rows, *spec.shape), spec.dtype).strides
+            inner = np.empty((1, *spec.shape), spec.dtype).strides
             views[name] = np.ndarray(
-                (count, layout.rows, *spec.shape),
+                (len(block), layout.rows, *spec.shape),
                 spec.dtype,
                 self._data,
-                self.chunks[first].start + offset,
+                block[0].start + offset,
                 (step, *inner),
             )
         return views
+
+    def _joined(self, block: Sequence[PlainChunk]) -> dict[str, np.ndarray]:
+        """The columns of chunks, copied."""
+        view = memoryview(self._data)
+        joined = {}
+        for name, (_, spec) in block[0].layout.columns.items():
+            parts = []
+            for chunk in block:
+                begin = chunk.start + chunk.layout.columns[name][0]
+                parts.append(view[begin : begin + chunk.layout.rows * spec.nbytes])
+            joined[name] = np.frombuffer(b"".join(parts), spec.dtype).reshape(-1, *spec.shape)
+        return joined

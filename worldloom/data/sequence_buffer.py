@@ -260,7 +260,7 @@ class SequenceBuffer:
         self._evict_to(self._next_row + run.rows - self.capacity_rows)
         lengths = run.lengths
         stops = self._next_row + np.cumsum(lengths)
-        is_first = self._write_run(run)
+        is_first = self._write_run(run, lengths)
         streams = [chunk.stream for chunk in run.chunks]
         tails = self._tails.extend_all(streams, lengths, self._next_row, is_first)
         self._link_run(tails.before, stops - lengths, stops, is_first)
@@ -466,7 +466,7 @@ class SequenceBuffer:
             return slice(begin, begin + rows)
         return np.arange(begin, begin + rows) % self.capacity_rows
 
-    def _write_run(self, run: ChunkRun) -> npt.NDArray[np.bool_]:
+    def _write_run(self, run: ChunkRun, lengths: Ids) -> npt.NDArray[np.bool_]:
         """Fill the rings, but for links between chunks; returns ``is_first`` of all rows."""
         notes = {
             "#chunk": self._chunks.next_ordinal + np.arange(len(run)),
@@ -476,15 +476,15 @@ class SequenceBuffer:
         is_first = []
         at = self._next_row
         done = 0
-        for chunks, rows, columns in run.blocks():
-            stop = at + chunks * rows
+        for chunks, columns in run.blocks():
+            part = slice(done, done + chunks)
+            stop = at + int(lengths[part].sum())
             slots = self._slots(at, stop)
             for name, value in columns.items():
                 _copy(value, self._rings[name], slots)
             for name, of_chunks in notes.items():
-                value = of_chunks[done : done + chunks, None]
-                _copy(np.broadcast_to(value, (chunks, rows)), self._records[name], slots)
-            _copy(np.arange(at + 1, stop + 1).reshape(chunks, rows), self._next_row_of, slots)
+                self._records[name][slots] = np.repeat(of_chunks[part], lengths[part])
+            self._next_row_of[slots] = np.arange(at + 1, stop + 1)
             is_first.append(columns["is_first"].reshape(-1))
             at = stop
             done += chunks
@@ -577,8 +577,8 @@ class SequenceBuffer:
 
 
 def _copy(value: np.ndarray, ring: np.ndarray, slots: slice | Ids) -> None:
-    """Copy ``[chunks, rows, ...]`` to slots that follow each other."""
+    """Copy rows, ``[chunks, rows, ...]`` or ``[rows, ...]``, to slots that follow each other."""
     if isinstance(slots, slice):
         ring[slots].reshape(value.shape)[...] = value
     else:
-        ring[slots] = value.reshape(len(slots), *value.shape[2:])
+        ring[slots] = value.reshape(len(slots), *ring.shape[1:])
