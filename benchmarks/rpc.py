@@ -45,6 +45,7 @@ from worldloom_dist.interfaces import Inference
 from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.rpc.connection import Endpoint, RpcClient, RpcServer
 from worldloom_dist.rpc.handshake import Handshake
+from worldloom_dist.runtime.allocator import keep_freed_memory
 
 WARM_CALLS = 20
 GIVE_UP_S = 120.0
@@ -317,6 +318,7 @@ def run_two_servers(pipe: Any) -> None:
     async def ask(asked: np.ndarray) -> int:
         return len(asked)
 
+    keep_freed_memory()  # as every role
     servers = [RpcServer(ask, is_private=True) for _ in range(2)]
     loop = asyncio.new_event_loop()
     plain, sealed = (loop.run_until_complete(server.address()) for server in servers)

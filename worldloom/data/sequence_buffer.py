@@ -459,13 +459,6 @@ class SequenceBuffer:
         self._records["#version"][slots] = version
         self._records["#inserted_s"][slots] = inserted_s
 
-    def _slots(self, first: int, rows: int) -> slice | Ids:
-        """Where rows are that follow each other: a slice, unless the ring ends between them."""
-        begin = first % self.capacity_rows
-        if begin + rows <= self.capacity_rows:
-            return slice(begin, begin + rows)
-        return np.arange(begin, begin + rows) % self.capacity_rows
-
     def _write_run(self, run: ChunkRun, lengths: Ids) -> npt.NDArray[np.bool_]:
         """Fill the rings, but for links between chunks; returns ``is_first`` of all rows."""
         notes = {

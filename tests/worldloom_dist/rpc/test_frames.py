@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import struct
 import threading
 
 import numpy as np
@@ -12,15 +13,17 @@ from hypothesis import strategies as st
 
 from worldloom_dist.rpc import frames as frames_module
 from worldloom_dist.rpc.frames import (
-    BODY_PART,
     CODE_BYTES,
     HEAD,
-    HEAD_PART,
     LARGE_BUFFER,
+    LARGEST_FIRST,
     LARGEST_FRAME,
+    MOST_BUFFERS,
     NONCE,
     ROOM,
-    SEALED_BYTES,
+    SLICE_BYTES,
+    TABLE,
+    FrameBody,
     FrameError,
     FrameMac,
     FrameReader,
@@ -34,9 +37,9 @@ KEY = bytes(range(32))
 
 def received(
     stream: bytes, cuts: list[int], mac: FrameMac | None = None
-) -> list[tuple[int, bytes | bytearray]]:
+) -> list[tuple[int, FrameBody]]:
     """What a reader makes of bytes that come in parts of this size at most."""
-    frames: list[tuple[int, bytes | bytearray]] = []
+    frames: list[tuple[int, FrameBody]] = []
     reader = FrameReader(lambda number, body: frames.append((number, body)), mac)
     position = 0
     turn = 0
@@ -50,7 +53,9 @@ def received(
     return frames
 
 
-SIZES = st.sampled_from([0, 1, 100, LARGE_BUFFER - 1, LARGE_BUFFER, ROOM - 200, ROOM, 3 * ROOM + 1])
+SIZES = st.sampled_from(
+    [0, 1, 100, LARGE_BUFFER - 1, LARGE_BUFFER, ROOM, SLICE_BYTES, SLICE_BYTES + 1, 3 * SLICE_BYTES]
+)
 
 
 @given(
@@ -90,35 +95,82 @@ def test_large_arrays_are_sent_from_where_they_are_and_received_as_aligned_views
         )
         == 2
     )
-    body = bytearray(b"".join(bytes(piece) for piece in pieces)[HEAD.size :])
+    ((_, body),) = received(b"".join(bytes(piece) for piece in pieces), [10**6])
     found = content_of(body)
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array)
-        assert np.shares_memory(found[name], np.frombuffer(body, np.uint8))
-        assert found[name].flags.behaved, "aligned and writeable"
+    for array, (name, got), buffer in zip(
+        arrays.values(), found.items(), body.buffers, strict=True
+    ):
+        np.testing.assert_array_equal(got, array)
+        assert np.shares_memory(got, np.frombuffer(buffer, np.uint8)), name
+        assert got.flags.behaved, "aligned and writeable"
 
 
-@pytest.mark.parametrize("size", [0, LARGEST_FRAME + 1])
-def test_a_frame_that_nobody_sends_is_refused_before_memory_is_taken(size):
-    with pytest.raises(ValueError, match=str(size)):
+@pytest.mark.parametrize("size", [0, TABLE.size - 1, LARGEST_FIRST + 1, 2**63])
+def test_a_first_part_that_no_one_sends_is_refused_before_it_comes(size):
+    with pytest.raises(FrameError, match=str(size)):
         received(HEAD.pack(size, 1), [HEAD.size])
+
+
+@pytest.mark.parametrize("sizes", [[LARGEST_FRAME + 1], [LARGEST_FRAME, 1], [0]])
+def test_buffers_that_no_one_sends_are_refused_before_memory_is_taken(sizes, monkeypatch):
+    monkeypatch.setattr(np, "empty", pytest.fail)
+    table = struct.pack(f"<QQ{len(sizes)}Q", len(sizes), 0, *sizes)
+    with pytest.raises(FrameError, match=str(sum(sizes))):
+        received(HEAD.pack(len(table), 1) + table, [100])
+
+
+@pytest.mark.parametrize(("count", "pickle_size"), [(0, 9), (2**40, 0), (1, 2**63), (3, 0)])
+def test_a_table_that_does_not_fit_its_first_part_is_refused(count, pickle_size):
+    first = TABLE.pack(count, pickle_size) + bytes(8)
+    with pytest.raises(FrameError):
+        received(HEAD.pack(len(first), 1) + first, [100])
+
+
+def test_what_no_frame_holds_is_refused_where_it_is_sent(monkeypatch):
+    monkeypatch.setattr(frames_module, "LARGEST_FRAME", 2 * LARGE_BUFFER)
+    arrays = [np.zeros(LARGE_BUFFER, np.uint8) for _ in range(3)]
+    pieces_of(1, arrays[:2])
+    with pytest.raises(ValueError, match="more than the 65,536 of a frame"):
+        pieces_of(1, arrays)
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_a_first_part_fits_whatever_is_sent(monkeypatch, key):
+    monkeypatch.setattr(frames_module, "LARGE_BUFFER", 64)
+    monkeypatch.setattr(frames_module, "SLICE_BYTES", 64)
+    macs = [FrameMac(key) if key else None for _ in range(2)]
+    arrays = [np.full(100 + 50 * n, n % 251, np.uint8) for n in range(MOST_BUFFERS + 9)]
+    pieces = pieces_of(1, arrays, macs[0])
+    assert len(pieces) == MOST_BUFFERS + 2, "and the pickle with the rest"
+    assert len(pieces[0]) <= ROOM - 32 * 2**10, "there would be room for a small pickle"
+    ((_, body),) = received(b"".join(bytes(piece) for piece in pieces), [5000], macs[1])
+    for sent, got in zip(arrays, content_of(body), strict=True):
+        np.testing.assert_array_equal(sent, got)
 
 
 def sealed(mac: FrameMac, content: object, number: int = 1) -> bytes:
     return b"".join(bytes(piece) for piece in pieces_of(number, content, mac))
 
 
-@pytest.mark.parametrize("size", [10, LARGE_BUFFER, 3 * ROOM])
-def test_the_codes_of_a_frame_are_those_of_aes_gcm_over_its_head_and_its_body(size):
+@pytest.mark.parametrize("size", [10, LARGE_BUFFER, 3 * SLICE_BYTES + 5])
+def test_the_codes_of_a_frame_are_those_of_aes_gcm_over_its_parts(size):
+    def code(place, part, data):
+        return AESGCM(KEY).encrypt(NONCE.pack(place, part), b"", data)
+
     mac = FrameMac(KEY)
-    for number in range(3):
-        frame = sealed(mac, np.zeros(size, np.uint8), number)
-        body = frame[SEALED_BYTES:]
-        known = HEAD.pack(len(body), number)
-        known += AESGCM(KEY).encrypt(NONCE.pack(number, BODY_PART), b"", body)
-        assert frame[: SEALED_BYTES - CODE_BYTES] == known
-        code = AESGCM(KEY).encrypt(NONCE.pack(number, HEAD_PART), b"", known)
-        assert frame[SEALED_BYTES - CODE_BYTES : SEALED_BYTES] == code
+    for place in range(3):
+        array = np.random.default_rng(place).integers(0, 256, size, np.uint8)
+        first, *buffers = pieces_of(7, array, mac)
+        assert first[-CODE_BYTES:] == code(place, 0, first[:-CODE_BYTES])
+        slices = [
+            bytes(buffer[at : at + SLICE_BYTES])
+            for buffer in buffers
+            for at in range(0, len(buffer), SLICE_BYTES)
+        ]
+        codes = b"".join(code(place, part, data) for part, data in enumerate(slices, 1))
+        begin = HEAD.size + TABLE.size + 8 * len(buffers)
+        assert first[begin : begin + len(codes)] == codes
+        assert len(slices) == (0, 1, 4)[(size > 10) + (size > LARGE_BUFFER)]
 
 
 @pytest.fixture
@@ -134,13 +186,7 @@ def nonces(monkeypatch):
             used.append((self.key, nonce))
             return AESGCM(self.key).encrypt(nonce, data, known)
 
-    def cipher(algorithm, mode):
-        used.append((algorithm.key, mode.initialization_vector))
-        return real(algorithm, mode)
-
-    real = frames_module.Cipher
     monkeypatch.setattr(frames_module, "AESGCM", Noting)
-    monkeypatch.setattr(frames_module, "Cipher", cipher)
     return used
 
 
@@ -151,12 +197,13 @@ def test_no_nonce_is_used_twice_for_what_is_sent(nonces):
             Handshake(key, nonce, caller_nonce).caller_frames(),
             Handshake(key, nonce, caller_nonce).role_frames(),
         ):
-            for size in (1, LARGE_BUFFER, ROOM, 3 * ROOM):
+            for size in (1, LARGE_BUFFER, 3 * SLICE_BYTES):
                 sealed(mac, np.zeros(size, np.uint8))
                 with pytest.raises(TypeError):
                     sealed(mac, [np.zeros(size, np.uint8), threading.Lock()])
                 sealed(mac, b"")
-    assert len(nonces) == 4 * 8 * 2
+                sealed(mac, bytes(size))
+    assert len(nonces) == 4 * ((1 + 1 + 1) + (2 + 1 + 2) + (4 + 1 + 4 + 1))
     assert len(set(nonces)) == len(nonces)
     assert len({key for key, _ in nonces}) == 4, "one key for each direction of each connection"
 
@@ -164,7 +211,7 @@ def test_no_nonce_is_used_twice_for_what_is_sent(nonces):
 def test_threads_that_send_at_once_share_no_nonce(nonces):
     mac = FrameMac(KEY)
     threads = [
-        threading.Thread(target=lambda: [mac.seal(HEAD.pack(1, 1), [b"x"]) for _ in range(200)])
+        threading.Thread(target=lambda: [sealed(mac, bytes(LARGE_BUFFER)) for _ in range(200)])
         for _ in range(4)
     ]
     for thread in threads:
@@ -182,25 +229,21 @@ def test_a_process_that_was_forked_off_seals_nothing_with_the_key_of_its_parent(
         sealed(mac, 2)
 
 
-@pytest.mark.parametrize("most", [1, 7, 1000])
-def test_a_body_is_handed_over_in_slices_that_the_cipher_takes(monkeypatch, most):
-    parts = [bytes(range(100)), b"", b"z" * 55]
-    mac = FrameMac(KEY)
-    whole = mac.body_code(3, [b"".join(parts)])
-    monkeypatch.setattr(frames_module, "MOST_AT_ONCE", most)
-    assert mac.body_code(3, [b"".join(parts)]) == mac.body_code(3, parts) == whole
-
-
-@given(at=st.integers(0, 10**6), bit=st.integers(0, 7), size=st.sampled_from([5, 3 * ROOM]))
+@given(
+    at=st.integers(0, 10**6),
+    bit=st.integers(0, 7),
+    size=st.sampled_from([5, 3 * ROOM, 2 * SLICE_BYTES]),
+)
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_no_bit_of_a_frame_can_be_changed(at, bit, size):
     frame = bytearray(sealed(FrameMac(KEY), np.zeros(size, np.uint8)))
     frame[at % len(frame)] ^= 1 << bit
+    more = bytes(ROOM)  # for which a size may ask
     with pytest.raises(FrameError):
-        received(bytes(frame), [ROOM], FrameMac(KEY))
+        received(bytes(frame) + more, [ROOM], FrameMac(KEY))
 
 
-@pytest.mark.parametrize("size", [5, 3 * ROOM])
+@pytest.mark.parametrize("size", [5, 2 * SLICE_BYTES])
 def test_frames_are_true_in_their_place_only(size):
     mac = FrameMac(KEY)
     frames = [sealed(mac, np.zeros(size, np.uint8)) for _ in range(3)]
@@ -210,6 +253,15 @@ def test_frames_are_true_in_their_place_only(size):
         with pytest.raises(FrameError, match="did not send next"):
             received(b"".join(frames[n] for n in order), [ROOM], FrameMac(KEY))
     other = sealed(mac, np.ones(size, np.uint8))
-    mixed = frames[0][:SEALED_BYTES] + other[SEALED_BYTES:]
+    half = len(other) - size // 2
+    with pytest.raises(FrameError):
+        received(frames[0][:half] + other[half:], [ROOM], FrameMac(KEY))
+
+
+def test_slices_of_one_frame_cannot_change_places():
+    array = np.repeat(np.arange(3, dtype=np.uint8), SLICE_BYTES)
+    frame = sealed(FrameMac(KEY), array)
+    begin = len(frame) - len(array)
+    swapped = frame[:begin] + array[::-1].tobytes()
     with pytest.raises(FrameError, match="is not what the other end sent"):
-        received(mixed, [ROOM], FrameMac(KEY))
+        received(swapped, [10**6], FrameMac(KEY))
