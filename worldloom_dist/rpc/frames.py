@@ -4,18 +4,18 @@ other end has not sent.
 
 A frame is a small first part, and large buffers after it. Layout, little endian:
 
-    8  bytes of the table, the codes of slices and the pickle, together ``LARGEST_FIRST`` at most
+    8  bytes of all that follows the next field
     8  number of the call
     -  table: how many buffers, bytes of the pickle (0 if the first buffer is the pickle, because it
        is large), bytes of every buffer; 8 each
-    -  on a connection: a code of every slice of the buffers, 16 each
-    -  pickle
-    16 on a connection: the code of all that came before
-    -  the buffers
+    -  with codes: that of every slice of the buffers, 16 each
+    -  pickle; it ends the first part, which is ``ROOM`` at most
+    16 with codes: that of all that came before
+    -  the buffers; without codes each at a multiple of 16 bytes after the number
 
-A buffer is cut into slices of ``slice_bytes``, the last of which may be shorter. So memory for
-buffers is taken only after the code that covers their sizes was compared, every slice is looked at
-while it is in the processor's cache, and no code needs a copy.
+On a connection there are always codes. A buffer is cut into slices of ``slice_bytes``, the last of
+which may be shorter. So memory for buffers is taken only after the code that covers their sizes was
+compared, every slice is looked at while it is in the processor's cache, and no code needs a copy.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ MOST_BUFFERS = 512
 SLICE_BYTES = 256 * 2**10
 MOST_SLICES = 512
 """Of a frame, but for one more per buffer: larger frames have larger slices."""
+ALIGNMENT = 16
 ROOM = 64 * 2**10
-LARGEST_FIRST = ROOM - HEAD.size - CODE_BYTES
 
 CHANGED = "a frame came that is not what the other end sent"
 
@@ -138,15 +138,19 @@ def pieces_of(number: int, content: Any, mac: FrameMac | None = None) -> list[Bu
     sizes = [raw.nbytes for raw in large]
     if sum(sizes) > LARGEST_FRAME:
         raise ValueError(f"{sum(sizes):,} bytes are more than the {LARGEST_FRAME:,} of a frame")
-    table = struct.pack(f"<QQ{len(sizes)}Q", len(sizes), len(body), *sizes)
+    layout = _Layout(len(body), sizes, has_codes=mac is not None)
+    table = TABLE.pack(len(sizes), len(body)) + struct.pack(f"<{len(sizes)}Q", *sizes)
+    head = HEAD.pack(layout.total, number) + table
     if mac is None:
-        return [b"".join((HEAD.pack(len(table) + len(body), number), table, body)), *large]
+        pieces: list[Buffer] = [head + body]
+        for padding, raw in zip(layout.paddings, large, strict=True):
+            pieces += [bytes(padding), raw] if padding else [raw]
+        return pieces
     place = mac.next_place()
     step = slice_bytes(sum(sizes))
     slices = (raw[at : at + step] for raw in large for at in range(0, raw.nbytes, step))
     codes = [mac.code(place, part, data) for part, data in enumerate(slices, 1)]
-    size = len(table) + CODE_BYTES * len(codes) + len(body)
-    first = bytearray().join((HEAD.pack(size, number), table, *codes, body))
+    first = bytearray().join((head, *codes, body))
     first += mac.code(place, 0, first)
     return [first, *large]
 
@@ -159,6 +163,36 @@ def content_of(body: FrameBody) -> Any:
 def slice_bytes(total: int) -> int:
     """Bytes of a slice, in a frame whose buffers have ``total``."""
     return max(SLICE_BYTES, -(-total // MOST_SLICES))
+
+
+class _Layout:
+    """How long the parts of a frame are.
+
+    Args:
+        pickle_bytes: Of the pickle, if it is in the first part.
+        sizes: Of the buffers.
+        has_codes: As on a connection.
+
+    Attributes:
+        codes_at: Where in the frame the codes of slices begin.
+        pickle_at: Where the pickle begins.
+        first_bytes: From the head to the end of the pickle.
+        paddings: Bytes before every buffer.
+        total: Bytes of all that follows the head.
+    """
+
+    def __init__(self, pickle_bytes: int, sizes: Sequence[int], *, has_codes: bool) -> None:
+        step = slice_bytes(sum(sizes))
+        slices = sum(-(-size // step) for size in sizes) if has_codes else 0
+        self.codes_at = HEAD.size + TABLE.size + 8 * len(sizes)
+        self.pickle_at = self.codes_at + CODE_BYTES * slices
+        self.first_bytes = self.pickle_at + pickle_bytes
+        end = self.first_bytes - HEAD.size + (CODE_BYTES if has_codes else 0)
+        self.paddings = []
+        for size in sizes:
+            self.paddings.append(0 if has_codes else -end % ALIGNMENT)
+            end += self.paddings[-1] + size
+        self.total = end
 
 
 class FrameReader:
@@ -196,21 +230,17 @@ class FrameReader:
             return
         self._got += count
         start = 0
-        while self._got - start >= HEAD.size:
-            size, number = HEAD.unpack_from(self._room, start)
-            if not TABLE.size <= size <= LARGEST_FIRST:
-                raise FrameError(f"a frame came that begins with {size} bytes, as none does")
-            stop = start + HEAD.size + size
-            if self._got < stop + self._code_bytes:
-                break
-            filling = self._open(number, self._room[start:stop], self._room[stop:])
+        while (found := self._first_at(start)) is not None:
+            sizes, layout = found
+            stop = start + layout.first_bytes
+            filling = self._open(self._room[start:stop], self._room[stop:], sizes, layout)
             start = stop + self._code_bytes
             while filling is not None and start < self._got:
-                found = filling.free()[: self._got - start]
-                found[:] = self._room[start : start + len(found)]
-                start += len(found)
+                room = filling.free()[: self._got - start]
+                room[:] = self._room[start : start + len(room)]
+                start += len(room)
                 self._filling = filling
-                self._fill(filling, len(found))
+                self._fill(filling, len(room))
                 filling = self._filling
             if filling is not None:
                 self._filling = filling
@@ -218,28 +248,47 @@ class FrameReader:
                 return
         self._keep(start)
 
-    def _open(self, number: int, first: memoryview, code: memoryview) -> _Buffers | None:
-        """Read the first part of a frame, after comparing its code; returns its buffers, if it has
-        any that are to come.
+    def _first_at(self, start: int) -> tuple[tuple[int, ...], _Layout] | None:
+        """The sizes of buffers, and the layout, of the frame whose first part begins there; None
+        while that is not complete. Nothing of it is known to be true yet.
+        """
+        got = self._got - start
+        if got < HEAD.size + TABLE.size:
+            return None
+        total, _ = HEAD.unpack_from(self._room, start)
+        count, pickle_bytes = TABLE.unpack_from(self._room, start + HEAD.size)
+        if count > MOST_BUFFERS + 1 or pickle_bytes > ROOM:
+            raise FrameError(
+                f"a frame came that has {count} buffers, and {pickle_bytes} bytes more"
+            )
+        if got < HEAD.size + TABLE.size + 8 * count:
+            return None
+        sizes = struct.unpack_from(f"<{count}Q", self._room, start + HEAD.size + TABLE.size)
+        if sum(sizes) > LARGEST_FRAME or 0 in sizes:
+            raise FrameError(f"a frame came that has buffers of {sum(sizes)} bytes, as none does")
+        layout = _Layout(pickle_bytes, sizes, has_codes=self._mac is not None)
+        if layout.first_bytes + self._code_bytes > ROOM or layout.total != total:
+            raise FrameError(f"a frame came that says {total} bytes of itself, as none does")
+        return (sizes, layout) if got >= layout.first_bytes + self._code_bytes else None
+
+    def _open(
+        self, first: memoryview, code: memoryview, sizes: Sequence[int], layout: _Layout
+    ) -> _Buffers | None:
+        """Read a first part, after comparing its code; returns the buffers that are to come, if
+        there are any.
         """
         place = 0
         if self._mac is not None:
             place = self._mac.next_place()
             if not hmac.compare_digest(self._mac.code(place, 0, first), code[:CODE_BYTES]):
                 raise FrameError("a frame came that the other end did not send next")
-        count, pickle_size = TABLE.unpack_from(first, HEAD.size)
-        begin = HEAD.size + TABLE.size + 8 * count
-        end = len(first) - pickle_size
-        if not begin <= end or (not count and begin != end):
-            raise FrameError(CHANGED)
-        sizes = struct.unpack_from(f"<{count}Q", first, HEAD.size + TABLE.size)
-        body = bytes(first[end:])
+        _, number = HEAD.unpack_from(first)
+        body = bytes(first[layout.pickle_at :])
         if not sizes:
             self._on_frame(number, FrameBody(body, ()))
             return None
-        if min(sizes) < 1 or sum(sizes) > LARGEST_FRAME:
-            raise FrameError(f"a frame came that has buffers of {sum(sizes)} bytes, as none does")
-        return _Buffers(number, body, sizes, self._mac, place, bytes(first[begin:end]))
+        codes = bytes(first[layout.codes_at : layout.pickle_at])
+        return _Buffers(number, body, sizes, layout.paddings, self._mac, place, codes)
 
     def _fill(self, filling: _Buffers, count: int) -> None:
         if filling.arrived(count):
@@ -261,6 +310,7 @@ class _Buffers:
         number: Of the call.
         pickle: Empty if the first buffer is the pickle.
         sizes: Of the buffers.
+        paddings: Bytes that come before every buffer.
         mac: Of the connection; None without codes.
         place: Of the frame.
         codes: Of all slices.
@@ -271,6 +321,7 @@ class _Buffers:
         number: int,
         pickle: bytes,
         sizes: Sequence[int],
+        paddings: Sequence[int],
         mac: FrameMac | None,
         place: int,
         codes: bytes,
@@ -280,16 +331,18 @@ class _Buffers:
         self._mac = mac
         self._place = place
         self._step = slice_bytes(sum(sizes))
-        # not filled with zeros first
-        self._buffers = [memoryview(np.empty(size, np.uint8)) for size in sizes]
+        self._paddings = paddings
+        # not filled with zeros first; each is aligned, and there is room before it
+        self._memory = [np.empty(ALIGNMENT + size, np.uint8).data for size in sizes]
+        self._buffers = [memory[ALIGNMENT:] for memory in self._memory]
         self._at = 0
-        self._got = 0
+        self._got = -paddings[0]
         self._checked = 0
         self._codes = self._numbered(codes)
 
     def free(self) -> memoryview:
         """Where the next bytes go."""
-        return self._buffers[self._at][self._got :]
+        return self._memory[self._at][ALIGNMENT + self._got :]
 
     def arrived(self, count: int) -> bool:
         """``count`` bytes were written there; True if that was all.
@@ -300,13 +353,16 @@ class _Buffers:
         self._got += count
         buffer = self._buffers[self._at]
         is_full = self._got == len(buffer)
-        while self._got - self._checked >= self._step or (is_full and self._checked < self._got):
+        while self._checked + self._step <= self._got or (is_full and self._checked < self._got):
             self._check(buffer[self._checked : self._checked + self._step])
             self._checked = min(self._checked + self._step, len(buffer))
         if is_full:
             self._at += 1
-            self._got = self._checked = 0
-        return self._at == len(self._buffers)
+            if self._at == len(self._buffers):
+                return True
+            self._got = -self._paddings[self._at]
+            self._checked = 0
+        return False
 
     def body(self) -> FrameBody:
         """All of it."""

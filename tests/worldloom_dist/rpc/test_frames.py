@@ -16,7 +16,6 @@ from worldloom_dist.rpc.frames import (
     CODE_BYTES,
     HEAD,
     LARGE_BUFFER,
-    LARGEST_FIRST,
     LARGEST_FRAME,
     MOST_BUFFERS,
     NONCE,
@@ -105,25 +104,38 @@ def test_large_arrays_are_sent_from_where_they_are_and_received_as_aligned_views
         assert got.flags.behaved, "aligned and writeable"
 
 
-@pytest.mark.parametrize("size", [0, TABLE.size - 1, LARGEST_FIRST + 1, 2**63])
-def test_a_first_part_that_no_one_sends_is_refused_before_it_comes(size):
-    with pytest.raises(FrameError, match=str(size)):
-        received(HEAD.pack(size, 1), [HEAD.size])
+def head_of(total, count, pickle_bytes, *sizes):
+    return struct.pack(f"<4Q{len(sizes)}Q", total, 1, count, pickle_bytes, *sizes)
 
 
-@pytest.mark.parametrize("sizes", [[LARGEST_FRAME + 1], [LARGEST_FRAME, 1], [0]])
-def test_buffers_that_no_one_sends_are_refused_before_memory_is_taken(sizes, monkeypatch):
-    monkeypatch.setattr(np, "empty", pytest.fail)
-    table = struct.pack(f"<QQ{len(sizes)}Q", len(sizes), 0, *sizes)
-    with pytest.raises(FrameError, match=str(sum(sizes))):
-        received(HEAD.pack(len(table), 1) + table, [100])
+@pytest.mark.parametrize(
+    "head",
+    [
+        head_of(0, 0, 5),
+        head_of(2**64 - 1, 0, 5),
+        head_of(16 + ROOM, 0, ROOM),
+        head_of(16 + 2**63, 0, 2**63),
+        head_of(16, MOST_BUFFERS + 2, 0),
+        head_of(16, 2**61, 0),
+        head_of(24 + LARGEST_FRAME + 1, 1, 0, LARGEST_FRAME + 1),
+        head_of(32 + LARGEST_FRAME + 1, 2, 0, LARGEST_FRAME, 1),
+        head_of(24, 1, 0, 0),
+        head_of(24 + 2**32, 1, 0, 100_000),
+    ],
+)
+@pytest.mark.parametrize("key", [None, KEY])
+def test_a_frame_that_no_one_sends_is_refused_before_memory_is_taken(head, key, monkeypatch):
+    monkeypatch.setattr(np, "empty", lambda *_: pytest.fail("memory was taken"))
+    with pytest.raises(FrameError, match="a frame came that"):
+        received(head, [100], FrameMac(key) if key else None)
 
 
-@pytest.mark.parametrize(("count", "pickle_size"), [(0, 9), (2**40, 0), (1, 2**63), (3, 0)])
-def test_a_table_that_does_not_fit_its_first_part_is_refused(count, pickle_size):
-    first = TABLE.pack(count, pickle_size) + bytes(8)
-    with pytest.raises(FrameError):
-        received(HEAD.pack(len(first), 1) + first, [100])
+def test_sizes_are_not_believed_without_their_code(monkeypatch):
+    monkeypatch.setattr(np, "empty", lambda *_: pytest.fail("memory was taken"))
+    layout = frames_module._Layout(0, [2**20], has_codes=True)
+    head = head_of(layout.total, 1, 0, 2**20)
+    with pytest.raises(FrameError, match="did not send next"):
+        received(head + bytes(ROOM), [100], FrameMac(KEY))
 
 
 def test_what_no_frame_holds_is_refused_where_it_is_sent(monkeypatch):
@@ -141,7 +153,8 @@ def test_a_first_part_fits_whatever_is_sent(monkeypatch, key):
     macs = [FrameMac(key) if key else None for _ in range(2)]
     arrays = [np.full(100 + 50 * n, n % 251, np.uint8) for n in range(MOST_BUFFERS + 9)]
     pieces = pieces_of(1, arrays, macs[0])
-    assert len(pieces) == MOST_BUFFERS + 2, "and the pickle with the rest"
+    (count,) = struct.unpack_from("<Q", pieces[0], HEAD.size)
+    assert count == MOST_BUFFERS + 1, "and the pickle with the rest"
     assert len(pieces[0]) <= ROOM - 32 * 2**10, "there would be room for a small pickle"
     ((_, body),) = received(b"".join(bytes(piece) for piece in pieces), [5000], macs[1])
     for sent, got in zip(arrays, content_of(body), strict=True):
