@@ -132,8 +132,8 @@ def test_a_frame_that_no_one_sends_is_refused_before_memory_is_taken(head, key, 
 
 def test_sizes_are_not_believed_without_their_code(monkeypatch):
     monkeypatch.setattr(np, "empty", lambda *_: pytest.fail("memory was taken"))
-    layout = frames_module._Layout(0, [2**20], has_codes=True)
-    head = head_of(layout.total, 1, 0, 2**20)
+    codes = CODE_BYTES * (2**20 // SLICE_BYTES + 1)
+    head = head_of(TABLE.size + 8 + codes + 2**20, 1, 0, 2**20)
     with pytest.raises(FrameError, match="did not send next"):
         received(head + bytes(ROOM), [100], FrameMac(KEY))
 
