@@ -11,6 +11,10 @@ what the same processes take in the same time when they ask nothing; and the rou
 see it. ``--burners`` adds processes that only compute, so that cores change hands as in a run. The
 transports take turns (``--rounds``), so that a machine that becomes busier hits all of them.
 ZeroMQ is left out, and said to be, where ``pyzmq`` is not installed.
+
+Then what the codes on our frames cost, per size of the question: one server process, one client,
+and two lines between them in turns, one with codes and one without. CPU of both processes per call;
+``code_share`` is what a call with codes takes more, as a part of one without.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import json
 import multiprocessing
@@ -27,7 +32,7 @@ import queue
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +44,14 @@ from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.interfaces import Inference
 from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.rpc.connection import Endpoint, RpcClient, RpcServer
+from worldloom_dist.rpc.handshake import Handshake
+from worldloom_dist.runtime.allocator import keep_freed_memory
 
 WARM_CALLS = 20
 GIVE_UP_S = 120.0
+QUESTION_BYTES = (300, 4_000, 20_000, 49_000, 300_000, 1_500_000)
+CODE_ROUNDS = 15
+CODE_ROUND_S = 0.3
 
 Ask = Callable[[ActRequest], ActReply]
 
@@ -288,6 +298,86 @@ def measure(transport: str, options: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def _leave_codes_out(key: bytes) -> None:
+    """Let lines that this process opens with this key carry no codes."""
+    for name in ("caller_frames", "role_frames"):
+        real = getattr(Handshake, name)
+        mac = functools.partialmethod(_mac_unless, key, real)
+        setattr(Handshake, name, mac)
+
+
+def _mac_unless(shared: Any, key: bytes, real: Callable[[Any], Any]) -> Any:
+    return None if shared._key == key else real(shared)
+
+
+def run_two_servers(pipe: Any) -> None:
+    """Serve with codes and without until the pipe closes; every message is answered with the CPU
+    seconds so far.
+    """
+
+    async def ask(asked: np.ndarray) -> int:
+        return len(asked)
+
+    keep_freed_memory()  # as every role
+    servers = [RpcServer(ask, is_private=True) for _ in range(2)]
+    loop = asyncio.new_event_loop()
+    plain, sealed = (loop.run_until_complete(server.address()) for server in servers)
+    _leave_codes_out(plain.key)
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    pipe.send((tuple(plain), tuple(sealed)))
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.recv()
+            pipe.send(time.process_time())
+
+
+def measure_codes() -> list[dict[str, float]]:
+    """What codes cost, per size of a question in bytes."""
+    spawn = multiprocessing.get_context("spawn")
+    pipe, theirs = spawn.Pipe()
+    server = spawn.Process(target=run_two_servers, args=(theirs,), daemon=True)
+    server.start()
+    theirs.close()
+    if not pipe.poll(GIVE_UP_S):
+        raise TimeoutError("the servers did not come up")
+    plain, sealed = pipe.recv()
+    _leave_codes_out(plain[2])
+    lines = [RpcClient(_Found(at), Inference.act, 60.0, 60.0) for at in (plain, sealed)]
+
+    def cpu_s() -> float:
+        pipe.send("cpu")
+        theirs_s: float = pipe.recv()
+        return theirs_s + time.process_time()
+
+    found = [_code_share(size, lines, cpu_s) for size in QUESTION_BYTES]
+    for line in lines:
+        line.close()
+    server.kill()
+    server.join()
+    return found
+
+
+def _code_share(
+    size: int, lines: Sequence[RpcClient[Any, Any, Any]], cpu_s: Callable[[], float]
+) -> dict[str, float]:
+    asked = np.zeros(size, np.uint8)
+
+    def per_call(line: RpcClient[Any, Any, Any], calls: int) -> float:
+        began = cpu_s()
+        for _ in range(calls):
+            assert line.call(asked) == size
+        return (cpu_s() - began) / calls
+
+    calls = max(10, int(CODE_ROUND_S / max(per_call(line, WARM_CALLS) for line in lines)))
+    rounds = [[per_call(line, calls) for line in lines] for _ in range(CODE_ROUNDS)]
+    return {
+        "question_bytes": size,
+        "cpu_us_without": round(1e6 * statistics.median(one for one, _ in rounds), 1),
+        "cpu_us_with": round(1e6 * statistics.median(two for _, two in rounds), 1),
+        "code_share": round(statistics.median(two / one for one, two in rounds) - 1, 3),
+    }
+
+
 def main() -> None:
     """Measure, print, store."""
     parser = argparse.ArgumentParser(
@@ -320,6 +410,7 @@ def main() -> None:
         | {"cpu_ms_per_call_of_rounds": [round(one["cpu_ms_per_call"], 3) for one in found]}
         for name, found in rounds.items()
     }
+    report["codes"] = measure_codes()
     report["machine"]["load_after"] = os.getloadavg()[0]
     text = json.dumps(report, indent=2)
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,8 @@ READERS = {
     "worldloom_dist/replay/history.py": "export",
     "worldloom_dist/replay/imports.py": "rows of files",
     "worldloom_dist/replay/recovery.py": "rows of a journal",
+    "worldloom_dist/replay/plain_chunks.py": "chunks of a journal, at a restart",
+    "worldloom/data/chunk_runs.py": "chunks of a journal, at a restart",
     "worldloom_dist/replay/verify_shard.py": "reads a journal",
     "worldloom_dist/reproduce/record.py": "adds up rewards of a journal, after a run",
 }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from worldloom.core.exceptions import StateError
 from worldloom.data.codec import EncodedColumn
@@ -123,6 +124,11 @@ class ChunkTable:
         self.hot_bytes += size
         while self._limit is not None and self.hot_bytes > self._limit and self._let_go_of_oldest():
             pass
+
+    def add_plain(self, stops: npt.NDArray[np.int64]) -> None:
+        """Take chunks without encoded columns, by the rows after them."""
+        self._stops.frombytes(np.ascontiguousarray(stops, np.int64).tobytes())
+        self.next_ordinal += len(stops)
 
     def drop_before(self, first_row: int) -> None:
         """Forget the chunks all of whose rows are before ``first_row``."""

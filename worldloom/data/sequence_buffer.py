@@ -33,6 +33,7 @@ from worldloom.core.exceptions import BufferError, ConfigurationError, ShapeMism
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Rows, StreamId
 from worldloom.core.specs import ArraySpec
+from worldloom.data.chunk_runs import ChunkRun
 from worldloom.data.chunk_table import ChunkTable, ColdStore
 from worldloom.data.codec import EncodedColumn
 from worldloom.data.rings import encoded_columns, make_rings
@@ -238,6 +239,37 @@ class SequenceBuffer:
         self._evict_bytes()
         return stored_before + len(ids) - len(self)
 
+    @property
+    def takes_runs(self) -> bool:
+        """Whether chunks can come in runs: none of their columns is kept encoded."""
+        return not self._encoded
+
+    def append_run(self, run: ChunkRun) -> int:
+        """As :meth:`append` for one chunk after the other, each the next of its stream, and all
+        acted by the policy.
+
+        Args:
+            run: Of no more rows than the capacity.
+
+        Returns:
+            Rows evicted to make room.
+        """
+        assert self.takes_runs
+        assert run.rows <= self.capacity_rows
+        stored_before = len(self)
+        self._evict_to(self._next_row + run.rows - self.capacity_rows)
+        lengths = run.lengths
+        stops = self._next_row + np.cumsum(lengths)
+        is_first = self._write_run(run, lengths)
+        streams = [chunk.stream for chunk in run.chunks]
+        tails = self._tails.extend_all(streams, lengths, self._next_row, is_first)
+        self._link_run(tails.before, stops - lengths, stops, is_first)
+        self._chunks.add_plain(stops)
+        self._next_row += run.rows
+        self._mark_starts(tails.starts, tails.places)
+        self._evict_bytes()
+        return stored_before + run.rows - len(self)
+
     def skip(self, rows: int) -> int:
         """Account for ``rows`` acknowledged rows that are lost: their ids are used up, and they
         count as holes until evicted.
@@ -427,6 +459,51 @@ class SequenceBuffer:
         self._records["#version"][slots] = version
         self._records["#inserted_s"][slots] = inserted_s
 
+    def _write_run(self, run: ChunkRun, lengths: Ids) -> npt.NDArray[np.bool_]:
+        """Fill the rings, but for links between chunks; returns ``is_first`` of all rows."""
+        notes = {
+            "#chunk": self._chunks.next_ordinal + np.arange(len(run)),
+            "#version": np.array([chunk.version for chunk in run.chunks]),
+            "#inserted_s": np.array([chunk.inserted_s for chunk in run.chunks]),
+        }
+        is_first = []
+        at = self._next_row
+        done = 0
+        for chunks, columns in run.blocks():
+            part = slice(done, done + chunks)
+            stop = at + int(lengths[part].sum())
+            slots = self._slots(at, stop)
+            for name, value in columns.items():
+                _copy(value, self._rings[name], slots)
+            for name, of_chunks in notes.items():
+                self._records[name][slots] = np.repeat(of_chunks[part], lengths[part])
+            self._next_row_of[slots] = np.arange(at + 1, stop + 1)
+            is_first.append(columns["is_first"].reshape(-1))
+            at = stop
+            done += chunks
+        ids = np.arange(self._next_row, at)
+        self.starts.note_sources(ids % self.capacity_rows, np.asarray(POLICY, np.uint8))
+        return np.concatenate(is_first)
+
+    def _slots(self, first: int, stop: int) -> slice | Ids:
+        """Where rows are that follow each other: a slice, unless the ring ends between them."""
+        begin = first % self.capacity_rows
+        end = begin + stop - first
+        if end <= self.capacity_rows:
+            return slice(begin, end)
+        return np.arange(begin, end) % self.capacity_rows
+
+    def _link_run(self, before: Ids, begins: Ids, stops: Ids, is_first: np.ndarray) -> None:
+        """Join each chunk to the row before it in its stream, and end the episodes there."""
+        self._next_row_of[(stops - 1) % self.capacity_rows] = NO_ROW
+        is_joined = (before >= self._first_row) & (before != NO_ROW)
+        self._next_row_of[before[is_joined] % self.capacity_rows] = begins[is_joined]
+        previous = self._next_row - 1 + np.arange(len(is_first))
+        previous[begins - self._next_row] = np.where(is_joined, before, NO_ROW)
+        cut = previous[is_first]
+        cut = cut[cut != NO_ROW] % self.capacity_rows
+        self._rings["truncated"][cut] |= ~self._rings["terminated"][cut]
+
     def _mark_starts(self, starts: Ids, places: Ids) -> None:
         """Let windows that are complete now be drawn."""
         self.starts.add(starts[(starts >= self._first_row) & (places % self.sampling.stride == 0)])
@@ -490,3 +567,11 @@ class SequenceBuffer:
         shard = np.full(len(starts), self._shard)
         plain = SampledWindows(columns, ids, shard, versions, inserted_s)
         return EncodedWindows(plain, chunks, ordinals, self._encoded)
+
+
+def _copy(value: np.ndarray, ring: np.ndarray, slots: slice | Ids) -> None:
+    """Copy rows, ``[chunks, rows, ...]`` or ``[rows, ...]``, to slots that follow each other."""
+    if isinstance(slots, slice):
+        ring[slots].reshape(value.shape)[...] = value
+    else:
+        ring[slots] = value.reshape(len(slots), *ring.shape[1:])

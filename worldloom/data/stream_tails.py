@@ -8,7 +8,7 @@ that starts T - 1 rows before it, once p >= T - 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import StreamId
 
-__all__ = ["NO_ROW", "StreamPosition", "StreamTails", "Tail"]
+__all__ = ["NO_ROW", "RunTails", "StreamPosition", "StreamTails", "Tail"]
 
 Ids = npt.NDArray[np.int64]
 NO_ROW = -1
@@ -48,6 +48,21 @@ class Tail:
     next_seq: int = 0
     run_rows: int = 0
     last_row: int = NO_ROW
+
+
+class RunTails(NamedTuple):
+    """What a run of n chunks has added to tails.
+
+    Attributes:
+        before: Id of the row that each chunk follows, ``[n]``; NO_ROW for the first of a stream.
+        starts: Of the windows that are complete now, in the order of the rows that complete them;
+            NO_ROW if evicted long ago.
+        places: Of these starts in their run.
+    """
+
+    before: Ids
+    starts: Ids
+    places: Ids
 
 
 class StreamTails:
@@ -126,3 +141,95 @@ class StreamTails:
         tail.recent = chain[len(chain) - min(tail.run_rows, self._reach) :]
         tail.last_row = int(ids[-1])
         return starts, place[complete] - self._reach
+
+    def extend_all(
+        self,
+        streams: Sequence[StreamId],
+        lengths: Ids,
+        first_row: int,
+        is_first: npt.NDArray[np.bool_],
+    ) -> RunTails:
+        """As :meth:`open` and :meth:`extend` for one chunk after the other, each of which is the
+        next one of its stream.
+
+        Args:
+            streams: Of each chunk: n.
+            lengths: Rows of each chunk, ``[n]``.
+            first_row: Id of the first row; those of all chunks follow each other.
+            is_first: Of all rows, ``[R]``.
+        """
+        total = len(is_first)
+        begins = np.cumsum(lengths) - lengths
+        chain, offsets = self._chain(streams, lengths)
+        position = np.arange(total) + np.repeat(offsets - begins, lengths)  # [R], in the chain
+        chain[position] = np.arange(first_row, first_row + total)
+        before, run_rows = self._follow(streams, lengths, begins, first_row, is_first)
+        # the last row before each that began a run, or a chunk, and where that run began
+        is_border = np.zeros(total, bool)
+        is_border[begins] = True
+        run_start = np.zeros(total, np.int64)
+        run_start[begins] = begins - run_rows
+        if not self._cross_episodes:
+            firsts = np.flatnonzero(is_first)
+            is_border[firsts] = True
+            run_start[firsts] = firsts
+        index = np.arange(total)
+        border = np.maximum.accumulate(np.where(is_border, index, 0))
+        place = index - run_start[border]  # [R]
+        complete = place >= self._reach
+        starts = chain[position[complete] - self._reach]
+        for stream, end in zip(reversed(streams), (offsets + lengths)[::-1].tolist(), strict=True):
+            tail = self._tails[stream]
+            if tail.last_row == chain[end - 1]:  # its newest chunk
+                tail.recent = chain[end - min(tail.run_rows, self._reach) : end].copy()
+        return RunTails(before, starts, place[complete] - self._reach)
+
+    def _chain(self, streams: Sequence[StreamId], lengths: Ids) -> tuple[Ids, Ids]:
+        """Room for the rows of every stream after those that its tail knows, filled with the
+        latter; and where in it the rows of each chunk begin.
+        """
+        rows_of: dict[StreamId, int] = {}
+        offsets = []
+        for stream, rows in zip(streams, lengths.tolist(), strict=True):
+            offsets.append(rows_of.get(stream, 0))
+            rows_of[stream] = offsets[-1] + rows
+        begin_of: dict[StreamId, int] = {}
+        parts = []
+        end = 0
+        for stream, rows in rows_of.items():
+            tail = self._tails.setdefault(stream, Tail(np.empty(0, np.int64)))
+            parts += [tail.recent, np.empty(rows, np.int64)]
+            begin_of[stream] = end + len(tail.recent)
+            end = begin_of[stream] + rows
+        places = [begin_of[stream] + at for stream, at in zip(streams, offsets, strict=True)]
+        return np.concatenate(parts), np.array(places, np.int64)
+
+    def _follow(
+        self,
+        streams: Sequence[StreamId],
+        lengths: Ids,
+        begins: Ids,
+        first_row: int,
+        is_first: npt.NDArray[np.bool_],
+    ) -> tuple[Ids, Ids]:
+        """Move the tails past all chunks, but for what they know of their last rows; returns the
+        row before each chunk, and the rows of the run that was open then.
+        """
+        newest_first = np.full(len(lengths), -1)
+        if not self._cross_episodes:
+            firsts = np.flatnonzero(is_first)
+            # of several in one chunk the last one stays
+            newest_first[np.searchsorted(begins, firsts, side="right") - 1] = firsts
+        before = []
+        run_rows = []
+        for stream, rows, begin, first in zip(
+            streams, lengths.tolist(), begins.tolist(), newest_first.tolist(), strict=True
+        ):
+            tail = self._tails[stream]
+            before.append(tail.last_row)
+            run_rows.append(tail.run_rows)
+            end = begin + rows
+            tail.run_rows = end - first if first >= 0 else tail.run_rows + rows
+            tail.next_seq += 1
+            tail.last_row = first_row + end - 1
+        return np.array(before, np.int64), np.array(run_rows, np.int64)

@@ -22,7 +22,8 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,7 @@ __all__ = [
     "JournalHeldError",
     "JournalPosition",
     "Record",
+    "SegmentRecords",
     "read_journal",
     "read_newest_segments",
     "segment_path",
@@ -72,6 +74,27 @@ class Record(NamedTuple):
     kind: int
     payload: bytes
     offset: int
+
+
+class SegmentRecords(NamedTuple):
+    """The intact records of a segment, where they lie in it.
+
+    Attributes:
+        segment: Its number.
+        size: Of its file.
+        data: Its bytes, and perhaps more after them; they change when the next segment is read.
+        frames: Of every record the kind, where its bytes begin, and how many they are.
+    """
+
+    segment: int
+    size: int
+    data: bytearray
+    frames: list[tuple[int, int, int]]
+
+    def record(self, number: int) -> Record:
+        """One of them, copied."""
+        kind, start, size = self.frames[number]
+        return Record(self.segment, kind, bytes(memoryview(self.data)[start : start + size]), start)
 
 
 class JournalPosition(NamedTuple):
@@ -174,17 +197,24 @@ class Journal:
         """True before the first record and when the current segment is full."""
         return self._file < 0 or self._offset >= self._segment_bytes
 
-    def read(self) -> Iterator[Record]:
-        """Yield every intact record, then open the end of the log for appending. Call it once,
-        before anything else.
+    def read_segments(self) -> Iterator[SegmentRecords]:
+        """Yield the intact records of every segment, then open the end of the log for appending.
+        Call it once, before anything else.
         """
         self.damage = JournalDamage()
         segments = self.segments
-        for number in segments:
+        for number, size, data in self._read_ahead(segments):
             is_last = number == segments[-1]
-            end = yield from _scan(self.path(number), number, self.damage, is_last=is_last)
+            frames = list(_scan(data, size, self.path(number), self.damage, is_last=is_last))
+            yield SegmentRecords(number, size, data, frames)
             if is_last:
-                self._open_segment(number, end)
+                _, start, length = frames[-1] if frames else (0, 0, 0)
+                self._open_segment(number, start + length)
+
+    def read(self) -> Iterator[Record]:
+        """As :meth:`read_segments`, one record after the other."""
+        for found in self.read_segments():
+            yield from map(found.record, range(len(found.frames)))
 
     def append(self, kind: int, parts: Sequence[Buffer]) -> JournalPosition:
         """Add a record; when this returns it survives the death of the process.
@@ -303,6 +333,20 @@ class Journal:
         """Of a segment's file."""
         return segment_path(self.directory, segment)
 
+    def _read_ahead(self, segments: Sequence[int]) -> Iterator[tuple[int, int, bytearray]]:
+        """Number, size and bytes of each segment; the next one is read meanwhile. Memory is used
+        again: to fault it in takes longer than to fill it.
+        """
+        rooms = [bytearray(), bytearray()]
+        with ThreadPoolExecutor(1, "journal-reader") as reader:
+            reading = [reader.submit(_read_file, self.path(n), rooms[0]) for n in segments[:1]]
+            for turn, number in enumerate(segments):
+                size, rooms[turn % 2] = reading.pop().result()
+                following = segments[turn + 1 : turn + 2]
+                room = rooms[(turn + 1) % 2]
+                reading += [reader.submit(_read_file, self.path(n), room) for n in following]
+                yield number, size, rooms[turn % 2]
+
     def _open_segment(self, number: int, offset: int) -> None:
         with self._sync_lock:
             file = os.open(self.path(number), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -339,9 +383,7 @@ def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
     segments = _segments(directory)
     for number in segments:
         try:
-            yield from _scan(
-                segment_path(directory, number), number, damage, is_last=number == segments[-1]
-            )
+            yield from _read_segment(directory, number, damage, is_last=number == segments[-1])
         except FileNotFoundError:
             damage.evicted_segments += 1
             logger.info("segment %d of %s was evicted while it was read", number, directory)
@@ -350,7 +392,17 @@ def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
 def read_newest_segments(directory: Path) -> Iterator[Iterator[Record]]:
     """The intact records of every segment, the newest segment first; without a lock."""
     for number in reversed(_segments(directory)):
-        yield _scan(segment_path(directory, number), number, JournalDamage(), is_last=True)
+        yield _read_segment(directory, number, JournalDamage(), is_last=True)
+
+
+def _read_segment(
+    directory: Path, number: int, damage: JournalDamage, *, is_last: bool
+) -> Iterator[Record]:
+    """One record after the other; what comes after the last one that is asked for is not read."""
+    path = segment_path(directory, number)
+    data = path.read_bytes()
+    for kind, start, size in _scan(data, len(data), path, damage, is_last=is_last):
+        yield Record(number, kind, data[start : start + size], start)
 
 
 def _segments(directory: Path) -> list[int]:
@@ -366,19 +418,35 @@ def segment_path(directory: Path, segment: int) -> Path:
     return directory / f"segment-{segment:08d}.wal"
 
 
+def _read_file(path: Path, room: bytearray) -> tuple[int, bytearray]:
+    """The size of a file, and its bytes at the begin of ``room``, or of a new one if that is too
+    small.
+    """
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > len(room):
+            room = bytearray(size + size // 8)  # segments end with their last record
+        got = 0
+        while got < size:
+            count = file.readinto(memoryview(room)[got:size])
+            if not count:
+                break
+            got += count
+    return got, room
+
+
 def _scan(
-    path: Path, number: int, damage: JournalDamage, *, is_last: bool
-) -> Generator[Record, None, int]:
-    """Yield a segment's intact records; returns where the last one ends."""
-    data = path.read_bytes()
+    data: bytes | bytearray, stop: int, path: Path, damage: JournalDamage, *, is_last: bool
+) -> Iterator[tuple[int, int, int]]:
+    """Yield kind, start and size of a segment's intact records; it ends at ``stop``."""
     offset = end = 0
     in_vain = 0
-    while offset < len(data):
-        found = _parse(data, offset)
+    while offset < stop:
+        found = _parse(data, stop, offset)
         if isinstance(found, int):
             in_vain += found
-            offset = data.find(MAGIC, offset + 1)
-            if offset < 0 or in_vain > MOST_IN_VAIN * len(data):
+            offset = data.find(MAGIC, offset + 1, stop)
+            if offset < 0 or in_vain > MOST_IN_VAIN * stop:
                 break
             continue
         if offset > end:
@@ -386,15 +454,13 @@ def _scan(
             logger.warning(
                 "replay journal %s: %d damaged bytes skipped at %d", path, offset - end, end
             )
-        kind, payload = found
-        start = offset + FRAME.size
-        offset = end = start + len(payload)
-        yield Record(number, kind, payload, start)
+        _, start, size = found
+        offset = end = start + size
+        yield found
     if is_last:
-        damage.torn_bytes += len(data) - end
+        damage.torn_bytes += stop - end
     else:
-        damage.corrupt_bytes += len(data) - end
-    return end
+        damage.corrupt_bytes += stop - end
 
 
 def _frame(kind: int, parts: Sequence[Buffer]) -> list[Buffer]:
@@ -405,22 +471,22 @@ def _frame(kind: int, parts: Sequence[Buffer]) -> list[Buffer]:
     return [FRAME.pack(MAGIC, kind, size, checksum), *parts]
 
 
-def _parse(data: bytes, offset: int) -> tuple[int, bytes] | int:
-    """The kind and payload of the frame at ``offset``; the bytes that were looked at in vain, if
-    there is no intact one.
+def _parse(data: bytes | bytearray, stop: int, offset: int) -> tuple[int, int, int] | int:
+    """Kind, start and size of the record whose frame is at ``offset``; the bytes that were looked
+    at in vain, if there is no intact one.
     """
     start = offset + FRAME.size
-    if start > len(data):
+    if start > stop:
         return 0
     kind: int
     size: int
     magic, kind, size, checksum = FRAME.unpack_from(data, offset)
-    if magic != MAGIC or start + size > len(data):
+    if magic != MAGIC or start + size > stop:
         return 0
     payload = memoryview(data)[start : start + size]
-    if zlib.crc32(payload, zlib.crc32(struct.pack("<II", kind, size))) != checksum:
+    if zlib.crc32(payload, zlib.crc32(data[offset + 4 : offset + 12])) != checksum:
         return size
-    return kind, bytes(payload)
+    return kind, start, size
 
 
 def _write_all(file: int, parts: list[Buffer], size: int) -> None:

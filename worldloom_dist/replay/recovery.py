@@ -14,8 +14,11 @@ from typing import Any
 
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.sequence import StreamId
+from worldloom.core.specs import ArraySpec
+from worldloom.data.chunk_runs import ChunkRun
 from worldloom.data.stream_tails import StreamPosition
-from worldloom_dist.replay.journal import Record
+from worldloom_dist.replay.journal import Record, SegmentRecords
+from worldloom_dist.replay.plain_chunks import PlainChunks
 from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
@@ -25,6 +28,11 @@ from worldloom_dist.replay.records import (
     unpack_head,
 )
 from worldloom_dist.replay.shard_rows import ShardCounters, ShardRows
+
+RUN_ROWS = 2**18
+"""Most rows that are stored together: working memory of some 50 bytes each."""
+SHORTEST_RUN = 8
+"""Fewer chunks are sooner stored one by one."""
 
 __all__ = ["Recovery", "RecoveryProgress", "RecoveryReport", "missing_before"]
 
@@ -90,9 +98,14 @@ class RecoveryProgress:
 class Recovery:
     """Takes the records of a journal, one after the other, into the empty rows of a shard.
 
+    Chunks that are as almost all are (``PlainChunks``), and follow each other, are stored together:
+    a journal of vectors would take minutes otherwise. All others are taken one by one, and both
+    leave the same rows and counters.
+
     Args:
         rows: Filled.
         oldest_segment: Of the journal.
+        columns: What every row has.
 
     Attributes:
         chunks: Taken so far.
@@ -101,8 +114,11 @@ class Recovery:
             counters.
     """
 
-    def __init__(self, rows: ShardRows, oldest_segment: int) -> None:
+    def __init__(
+        self, rows: ShardRows, oldest_segment: int, columns: Mapping[str, ArraySpec]
+    ) -> None:
         self._rows = rows
+        self._plain = PlainChunks(columns)
         self._oldest = oldest_segment
         self._newest: Mapping[str, Any] = {}  # what the last head or record of a loss said
         self._newest_segment = oldest_segment  # where it stands
@@ -111,6 +127,49 @@ class Recovery:
         self.chunks = 0
         self.repeated = 0
         self.is_news = False
+
+    def take_segment(self, records: SegmentRecords) -> None:
+        """The records of the next segment."""
+        buffer = self._rows.buffer
+        most_rows = min(buffer.capacity_rows, RUN_ROWS)
+        run = ChunkRun(records.data)
+        begin = 0  # of the run
+        for number, (kind, start, size) in enumerate(records.frames):
+            chunk = None
+            if kind == CHUNK and self._may_run(records.segment):
+                chunk = self._plain.read(records.data, start, size)
+            if chunk is not None and run.rows + chunk.layout.rows > most_rows:
+                self._store(run, records, begin)
+                run = ChunkRun(records.data)
+                begin = number
+            if chunk is not None and chunk.layout.rows <= most_rows:
+                seq = run.next_seqs.get(chunk.stream)
+                expected = (
+                    buffer.next_seq(chunk.stream) if seq is None else seq,
+                    buffer.next_row + run.rows,
+                )
+                if (chunk.seq, chunk.first_row) == expected:
+                    run.add(chunk)
+                    continue
+            self._store(run, records, begin)
+            run = ChunkRun(records.data)
+            begin = number + 1
+            self.take(records.record(number))
+        self._store(run, records, begin)
+
+    def _may_run(self, segment: int) -> bool:
+        """Whether the chunks of a segment are ordinary now: its first record was taken."""
+        rows = self._rows
+        return segment in rows.segment_rows and not self._is_blind and rows.buffer.takes_runs
+
+    def _store(self, run: ChunkRun, records: SegmentRecords, begin: int) -> None:
+        """Store a run, which begins with that record of the segment."""
+        if len(run) < SHORTEST_RUN:
+            for number in range(begin, begin + len(run)):
+                self.take(records.record(number))
+            return
+        self._rows.store_run(run)
+        self.chunks += len(run)
 
     def take(self, record: Record) -> None:
         """The next record."""

@@ -447,13 +447,13 @@ class ReplayShard:
         started = time.monotonic()
         oldest_segment = min(journal.segments, default=0)
         rows = self.rows
-        recovery = Recovery(rows, oldest_segment)
+        recovery = Recovery(rows, oldest_segment, self.columns)
         with reading(journal.directory, "its journal holds what no shard has written"):
             progress = self._progress
             progress.total_bytes = journal.size_bytes()
-            for record in journal.read():
-                recovery.take(record)
-                progress.read_bytes += len(record.payload)
+            for segment in journal.read_segments():
+                recovery.take_segment(segment)
+                progress.read_bytes += segment.size
                 progress.rows = rows.buffer.next_row
             current = journal.position.segment if journal.segments else None
             recovery.finish(current, is_rollback=online_served is not None)

@@ -16,6 +16,7 @@ from typing import Any
 from worldloom.core.exceptions import ShapeMismatchError
 from worldloom.core.sequence import Chunk, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
+from worldloom.data.chunk_runs import ChunkRun
 from worldloom.data.codec import EncodedColumn, notes_of, split_rows
 from worldloom.data.sequence_buffer import SequenceBuffer
 from worldloom_dist.ports import CHUNK_SOURCES, FIRST_GATEWAY_SLOT, FIRST_STEP, RowCounters
@@ -159,6 +160,11 @@ class ShardRows:
         self.counters.agent_steps += chunk.num_agent_steps
         if FIRST_STEP in notes:
             self._note_step(chunk, int(notes[FIRST_STEP]))
+
+    def store_run(self, run: ChunkRun) -> None:
+        """As :meth:`store` for all chunks of a run: new ones, each the next of its stream."""
+        self.counters.evicted += self.buffer.append_run(run)
+        self.counters.agent_steps += sum(chunk.agent_steps for chunk in run.chunks)
 
     def _note_step(self, chunk: Chunk, step: int) -> None:
         known = self.next_steps.pop(chunk.stream, 0)

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.rpc.connection import RECONNECT_EVERY_S, Listening, value_of
-from worldloom_dist.rpc.frames import FrameError, FrameReader, content_of, pieces_of
+from worldloom_dist.rpc.frames import FrameBody, FrameError, FrameReader, content_of, pieces_of
 from worldloom_dist.rpc.handshake import Line, connect, uses_tls
 
 __all__ = ["AsyncRpcClient"]
@@ -100,7 +100,7 @@ class AsyncRpcClient(Generic[RoleT, ContentT, ResultT]):
             self._line = None if line.is_lost else line
             return self._line is not None
 
-    def _answer(self, number: int, body: bytes | bytearray) -> None:
+    def _answer(self, number: int, body: FrameBody) -> None:
         result = content_of(body)
         answer = self._open.get(number)
         if answer is not None and not answer.done():
@@ -119,7 +119,7 @@ class _Line(asyncio.BufferedProtocol):
     def __init__(
         self,
         opened: Line,
-        on_frame: Callable[[int, bytes | bytearray], None],
+        on_frame: Callable[[int, FrameBody], None],
         on_lost: Callable[[Exception], None],
     ) -> None:
         self._mac = opened.sent

@@ -36,7 +36,7 @@ import ray
 
 from worldloom.core.exceptions import StateError
 from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
-from worldloom_dist.rpc.frames import FrameError, FrameReader, content_of, pieces_of
+from worldloom_dist.rpc.frames import FrameBody, FrameError, FrameReader, content_of, pieces_of
 from worldloom_dist.rpc.handshake import (
     HANDSHAKE_S,
     NONCE_BYTES,
@@ -167,7 +167,7 @@ class _ServerConnection(asyncio.BufferedProtocol):
         if self._patience is not None:
             self._patience.cancel()
 
-    def _begin(self, number: int, body: bytes | bytearray) -> None:
+    def _begin(self, number: int, body: FrameBody) -> None:
         try:
             content = content_of(body)
         except Exception as error:  # the edge: code of the caller that this process does not have
@@ -305,7 +305,7 @@ class RpcClient(Generic[RoleT, ContentT, ResultT]):
             self._frames.arrived(count)
         return self._early.pop(number)
 
-    def _keep(self, number: int, body: bytes | bytearray) -> None:
+    def _keep(self, number: int, body: FrameBody) -> None:
         self._early[number] = content_of(body)
 
     def _look_while_silent(self, line: socket.socket, is_away: Callable[[], bool]) -> None:

@@ -18,9 +18,11 @@ from worldloom_dist.actors.acting import ActRequest
 from worldloom_dist.interfaces import Inference
 from worldloom_dist.rpc.async_client import AsyncRpcClient
 from worldloom_dist.rpc.connection import Endpoint, RpcClient
-from worldloom_dist.rpc.frames import HASH_BYTES, HEAD, SEALED_BYTES, pieces_of
+from worldloom_dist.rpc.frames import CODE_BYTES, HEAD, TABLE, pieces_of
 from worldloom_dist.rpc.handshake import NONCE_BYTES, PROOF_BYTES
 
+PICKLE_AT = HEAD.size + TABLE.size
+"""Of a frame without large buffers; else the table goes on there."""
 Change = Callable[[int, bytes], list[bytes]]
 """From the number and the bytes of a frame to what is passed on in its place."""
 
@@ -86,9 +88,9 @@ class Relay:
     def _pass(self, near: socket.socket, far: socket.socket, change: Change) -> None:
         with contextlib.suppress(OSError):
             for number in range(1000):
-                head = whole(near, SEALED_BYTES)
-                (size,) = struct.unpack_from("<Q", head)
-                for data in change(number, head + whole(near, size)):
+                frame = whole(near, HEAD.size)
+                frame += whole(near, HEAD.unpack(frame)[0])
+                for data in change(number, frame):
                     far.sendall(data)
         for end in (near, far):
             with contextlib.suppress(OSError):
@@ -143,10 +145,11 @@ CHANGES: dict[str, Callable[[], Change]] = {
     "a size": lambda: flipped(0),
     "a size that would take memory": lambda: flipped(3),
     "a number": lambda: flipped(8),
-    "the hash of a body": lambda: flipped(HEAD.size),
-    "the code of a head": lambda: flipped(HEAD.size + HASH_BYTES),
-    "a body": lambda: flipped(SEALED_BYTES),
-    "the end of a body": lambda: flipped(-1),
+    "how many buffers": lambda: flipped(HEAD.size),
+    "the size of a pickle": lambda: flipped(HEAD.size + 8),
+    "a pickle": lambda: flipped(PICKLE_AT),
+    "the end of a pickle": lambda: flipped(-CODE_BYTES - 1),
+    "a code": lambda: flipped(-1),
     "a frame twice": lambda: lambda number, frame: [frame] * (2 if number == 1 else 1),
     "a frame left out": lambda: lambda number, frame: [frame] if number != 1 else [],
     "two frames in another order": late,
@@ -177,12 +180,11 @@ def test_a_change_on_the_way_cuts_the_line_and_every_call_is_answered_rightly(
 
 
 @pytest.mark.parametrize("way", ["calls", "answers"])
-@pytest.mark.parametrize("codes", [b"", bytes(SEALED_BYTES - HEAD.size)])
-def test_a_pickle_that_is_slipped_in_runs_nowhere(way: str, codes: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [b"", bytes(CODE_BYTES)])
+def test_a_pickle_that_is_slipped_in_runs_nowhere(way: str, code: bytes, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     content = (True, Evil(mark)) if way == "answers" else Evil(mark)
-    frame = b"".join(bytes(piece) for piece in pieces_of(1, content))
-    slipped_in = frame[: HEAD.size] + codes + frame[HEAD.size :]
+    slipped_in = b"".join(bytes(piece) for piece in pieces_of(1, content)) + code
 
     def change(number: int, real: bytes) -> list[bytes]:
         return [slipped_in, real] if number == 1 else [real]
@@ -250,7 +252,7 @@ async def played(ray: NoRay) -> list[list[int]]:
 
 @pytest.mark.parametrize("way", ["calls", "answers"])
 def test_a_change_cuts_the_line_of_an_event_loop_too(way: str) -> None:
-    with serving() as server, between(server, way, flipped(SEALED_BYTES)) as relay:
+    with serving() as server, between(server, way, flipped(PICKLE_AT)) as relay:
         ray = NoRay(server)
         ray.told = relay.endpoint
         assert asyncio.run(played(ray)) == [[0], [1], [2]]
@@ -261,7 +263,8 @@ def test_a_change_cuts_the_line_of_an_event_loop_too(way: str) -> None:
 def test_large_arrays_are_covered_wherever_they_are_changed() -> None:
     obs = np.random.default_rng(0).integers(0, 256, (4, 200_000), dtype=np.uint8)
     request = ActRequest(0, 0, np.arange(4), {"image": obs}, np.zeros(4, bool))
-    for at in (SEALED_BYTES + 300_000, -1, -200_000):
+    a_size, a_code = PICKLE_AT, PICKLE_AT + 8
+    for at in (a_size, a_size + 3, a_code, 300_000, -1, -200_000):
         with serving() as server, between(server, "calls", flipped_first(at)) as relay:
             ray = NoRay(server)
             ray.told = relay.endpoint
