@@ -10,6 +10,7 @@ hub drops its flush and goes on.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -34,8 +35,8 @@ GONE_AFTER_S = 900.0
 longer than any deadline of the supervisor.
 """
 SUMMED_FOR_S = 60.0
-"""A gauge that is summed over instances leaves out those that were not heard of for so long: they
-died, or were given up.
+"""The sum and the least of a gauge's instances leave out those that were not heard of for so long:
+they died, or were given up.
 """
 ALL = -1
 """In place of an instance's index: what all instances of a role have together."""
@@ -73,6 +74,7 @@ class MetricsHub(Collector):
             (role, key): {ALL: Sum(0.0)} for role, keys in ZEROS.items() for key in keys
         }
         self._heard: dict[tuple[str, int], float] = {}
+        self._highest: dict[tuple[str, str], float] = {}
         self._episodes: deque[Mapping[str, Any]] = deque(maxlen=RECENT_EPISODES)
         self._unknown: set[str] = set()
         self._lock = threading.Lock()
@@ -99,12 +101,11 @@ class MetricsHub(Collector):
         """Every value now, by key; a histogram gives its mean and, as ``KEY:p99``, its 99th
         percentile.
         """
-        merged: dict[str, Metric] = {}
+        by_key: dict[str, list[Metric]] = {}
         with self._lock:
             for role, key in self._values:
-                value = self._value(role, key)
-                known = merged.get(key)
-                merged[key] = value if known is None else known.merge(value)  # type: ignore[arg-type]
+                by_key.setdefault(key, []).append(self._value(role, key))
+            merged = {key: self._of_roles(key, values) for key, values in by_key.items()}
         flat: dict[str, float] = {}
         for key, value in merged.items():
             if not isinstance(value, Histogram):
@@ -161,18 +162,31 @@ class MetricsHub(Collector):
         instances = self._values[role, key]
         if ALL in instances:
             return instances[ALL]
-        across = METRICS[split_key(key)[0]].across
-        if across == "sum":
+        info = METRICS[split_key(key)[0]]
+        values = list(instances.values())
+        if info.across in ("sum", "min"):
             now = self._clock()
-            living = [
+            values = [
                 value
                 for index, value in instances.items()
                 if now - self._heard.get((role, index), -SUMMED_FOR_S) < SUMMED_FOR_S
             ]
-            return Last(
-                sum(float(value.value) for value in living), _newest_stamp(instances.values())
-            )
-        return _combine(across, list(instances.values()))
+        value = _combine(info.across, values, _newest_stamp(instances.values()))
+        return self._held(role, key, value) if info.is_rising else value
+
+    def _of_roles(self, key: str, values: list[Metric]) -> Metric:
+        """One value for the roles that report the same key; called with the lock held."""
+        info = METRICS[split_key(key)[0]]
+        if info.kind != "gauge":
+            return functools.reduce(_merged, values)
+        value = _combine(info.across, values, _newest_stamp(values))
+        return self._held("", key, value) if info.is_rising else value
+
+    def _held(self, role: str, key: str, value: Last) -> Last:
+        """The highest so far."""
+        highest = max(value.value, self._highest.get((role, key), value.value))
+        self._highest[role, key] = highest
+        return Last(highest, value.stamp)
 
     def _family(self, name: str, series: list[tuple[dict[str, str], Metric]]) -> Iterator[Family]:
         info = METRICS[name]
@@ -205,13 +219,19 @@ def _newest_stamp(values: Iterable[Metric]) -> float:
     return max((getattr(value, "stamp", 0.0) for value in values), default=0.0)
 
 
-def _combine(across: Across, values: list[Metric]) -> Metric:
-    """One value of a gauge for several instances, the latest report last."""
-    if len(values) == 1 or across == "last":
-        return max(values, key=lambda value: getattr(value, "stamp", 0.0))
+def _merged(one: Metric, other: Metric) -> Metric:
+    return one.merge(other)  # type: ignore[arg-type]
+
+
+def _combine(across: Across, values: list[Metric], stamp: float) -> Last:
+    """One value of a gauge for several reports; ``last`` takes the latest of them."""
     numbers = [float(value.value) for value in values]
-    combined = min(numbers) if across == "min" else sum(numbers) / len(numbers)
-    return Last(combined, _newest_stamp(values))
+    if across == "last":
+        latest = max(values, key=lambda value: getattr(value, "stamp", 0.0))
+        return Last(float(latest.value), stamp)
+    if across == "min":
+        return Last(min(numbers, default=0.0), stamp)
+    return Last(sum(numbers) / (len(numbers) if across == "mean" else 1), stamp)
 
 
 def _of_episodes(episodes: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -48,8 +48,10 @@ class MetricInfo:
         help: What it says.
         normal: What to expect of a healthy run.
         bad: What a bad value means.
-        across: What a gauge of several instances of a role shows; counters and histograms are
-            always added up.
+        across: What a gauge of several instances of a role, and of several roles, shows; counters
+            and histograms are always added up.
+        is_rising: True for a gauge that never falls within a run: it stays where it is while what
+            it tells of goes back (a process that has just started, updates that are made again).
     """
 
     kind: Literal["counter", "gauge", "histogram"]
@@ -57,6 +59,7 @@ class MetricInfo:
     normal: str = ""
     bad: str = ""
     across: Across = "last"
+    is_rising: bool = False
 
 
 def _counter(text: str, normal: str = "", bad: str = "") -> MetricInfo:
@@ -189,8 +192,13 @@ METRICS: dict[str, MetricInfo] = {
         "explodes: values run away",
         across="mean",
     ),
-    "policy_version": _gauge(
-        "Update of the weights: newest (learner), oldest in use (others).", "grows", across="min"
+    "policy_version": MetricInfo(
+        "gauge",
+        "Update of the weights: newest (learner), oldest in use (others); it never falls, and "
+        "waits while updates that were lost are made again.",
+        "grows",
+        across="min",
+        is_rising=True,
     ),
     "policy_lag_updates": _histogram(
         "Updates between the newest weights and those that acted, at insert.",

@@ -26,3 +26,16 @@ def test_what_is_no_number_in_an_earlier_record_counts_as_not_there():
         {"weights_published_total": None, "episodes_total{reason=error}": float("nan")}
     )
     assert totals.values == {}
+
+
+def test_a_version_stays_where_it_was_over_a_resume_and_over_a_hub_that_begins_again():
+    totals = RunTotals({"policy_version": 5.0, "loss{name=total}": 9.0})
+    assert totals.values == {"policy_version": 5.0}
+    seen = []
+    for version in (3.0, 7.0, 6.0, 8.0):
+        totals.update({"policy_version": version, "policy_version{which=newest}": version + 1})
+        seen.append(
+            (totals.values["policy_version"], totals.values["policy_version{which=newest}"])
+        )
+    assert seen == [(5, 4), (7, 8), (7, 8), (8, 9)]
+    assert totals.grown("policy_lag_updates") == 0
