@@ -1,7 +1,7 @@
 """The HTTP server of the endpoint: one thread per connection, and a bound on how many there are.
 
 A connection says what it wants, is answered and ends. While there is room, one that says nothing
-has ``SILENT_S``. Once ``MOST`` are open, who comes takes the place of the one that has said nothing
+has ``QUIET_S``. Once ``MOST`` are open, who comes takes the place of the one that has said nothing
 for the longest, of the address that has the most of them: so a crowd of silent connections ends its
 own, and a scraper, which asks at once, is answered. Where all are being answered, one that has not
 taken its answer for ``ANSWER_S`` ends, else who comes gets a 503.
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 MOST = 64
 """Connections, and so threads, at the same time."""
-SILENT_S = 10
+QUIET_S = 10.0
 """Silence after which a connection ends, in seconds."""
 ANSWER_S = 10.0
 """For taking an answer while others wait for a place, in seconds."""
@@ -134,7 +134,10 @@ class _IPv6Server(_Server):
 class _Handler(WSGIRequestHandler):
     """Writes no log line per scrape, and gives up on clients that say nothing."""
 
-    timeout = SILENT_S
+    def setup(self) -> None:
+        """Silence ends it."""
+        self.timeout = QUIET_S
+        super().setup()
 
     def parse_request(self) -> bool:
         """Tell the server that the whole of it is here."""

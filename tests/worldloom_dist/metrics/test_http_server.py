@@ -8,8 +8,8 @@ import urllib.error
 import urllib.request
 
 import pytest
-from tests.waiting import wait_until
 
+from tests.waiting import wait_until
 from worldloom_dist.metrics import http_server
 from worldloom_dist.metrics.http_server import MOST, make_bounded_server
 
@@ -67,12 +67,15 @@ def test_hundreds_of_silent_connections_cost_a_bounded_number_of_threads_and_no_
 def test_who_comes_while_all_are_answered_is_told_so(monkeypatch):
     monkeypatch.setattr(http_server, "ANSWER_S", 1000.0)
     may_answer = threading.Event()
+    begun = []
 
     def slow(environ, start):
+        begun.append(environ["PATH_INFO"])
         may_answer.wait(60)
         return hello(environ, start)
 
     with serving(slow) as port, crowd(port, MOST, b"GET / HTTP/1.0\r\n\r\n") as sockets:
+        wait_until(lambda: len(begun) == MOST, 20)
         wait_until(lambda: ask_briefly(port) == b"HTTP/1.0 503", 20)
         may_answer.set()
         for one in sockets:
@@ -117,7 +120,7 @@ def test_who_does_not_take_its_answer_gives_its_place_up(monkeypatch):
 
 
 def test_a_client_that_stays_silent_is_ended_without_a_word(monkeypatch, caplog, capfd):
-    monkeypatch.setattr(http_server._Handler, "timeout", 0.1)
+    monkeypatch.setattr(http_server, "QUIET_S", 0.1)
     with serving(hello) as port, crowd(port, 1) as (silent,):
         silent.settimeout(20)
         assert silent.recv(10) == b""
