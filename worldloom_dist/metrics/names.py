@@ -315,7 +315,9 @@ METRICS: dict[str, MetricInfo] = {
         "Open rows that such workers sent before they left.", "grows with workers_drained_total"
     ),
     "env_errors_total": _counter(
-        "Envs that failed, by reason: raised, hung, died.", "0", "grows: read console.log"
+        "Envs that failed, by reason: raised, hung, died, memory (held too much).",
+        "0",
+        "grows: read console.log",
     ),
     "rpc_errors_total": _counter(
         "Calls between roles that failed or were late, by reason.", "0", "grows: a role hangs"
@@ -417,7 +419,10 @@ ZEROS: dict[str, tuple[str, ...]] = {
         "agent_steps_total",
         "env_steps_total",
         *(f"episodes_total{{reason={reason}}}" for reason in ("terminated", "truncated", "error")),
-        *(f"env_errors_total{{reason={reason}}}" for reason in ("raised", "hung", "died")),
+        *(
+            f"env_errors_total{{reason={reason}}}"
+            for reason in ("raised", "hung", "died", "memory")
+        ),
         *(
             f"actor_seconds_total{{state={state}}}"
             for state in ("env", "inference", "encode", "blocked", "pull_weights")

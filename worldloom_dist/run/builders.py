@@ -21,6 +21,7 @@ from worldloom.core.protocol import Agent, Policy
 from worldloom.data.selector_spec import parse_selector
 from worldloom.envs.config import NEUTRAL, EnvConfig, EnvLimits
 from worldloom.envs.factory import make_env
+from worldloom.envs.memory import MemoryWatch
 from worldloom.envs.vector import VectorEnv
 from worldloom_dist.actors.acting import ActClient
 from worldloom_dist.actors.evaluation import Evaluator
@@ -55,6 +56,7 @@ __all__ = [
     "measure_act_costs",
     "restore_agent",
     "trained_facts",
+    "worker_memory",
 ]
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs
         reset_timeout_s=actors.reset_timeout_s,
         max_failures=actors.max_env_failures,
         failure_window_s=actors.env_failure_window_s,
+        memory_gb=actors.env_memory_gb,
+        envs_here=config.num_envs,
         **({"grace_s": float("inf")} if plan.is_lockstep else {}),
     )
     # Ray's registry is known to Ray's processes only
@@ -84,6 +88,14 @@ def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs
     )
     seed = role_seed(plan, "worker", slot, incarnation, *([first_env] if first_env else []))
     return make_env(plan.env, num_envs=num_envs, seed=seed, limits=limits, processes=processes)
+
+
+def worker_memory(plan: Plan) -> MemoryWatch:
+    """Over a worker's own process, with the envs that are in it."""
+    config = plan.config
+    gb = config.actors.env_memory_gb
+    limit_bytes = None if gb is None else 1e9 * gb * config.envs_per_worker
+    return MemoryWatch(limit_bytes, config.workers)
 
 
 def build_worker(

@@ -8,7 +8,6 @@ picklable and needs no torch.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from worldloom.algorithms.registry import AgentConfig, agent_spec, env_defaults
 from worldloom.core.devices import has_gpu_driver
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.memory import memory_total
 from worldloom.core.protocol import AgentSpec
 from worldloom.core.seeds import seed_of
 from worldloom.core.specs import ArraySpec, EnvSpec
@@ -221,7 +221,7 @@ def resolve(
             f"share of it, got {config.learners}; choose a divisor, or another --agent.batch-size"
         )
     columns = observed.columns(spec.extras)
-    budget = replay_budget(config, columns, _memory_bytes())
+    budget = replay_budget(config, columns, memory_total())
     if size is not None and size != config.envs_per_worker:
         raise ConfigurationError(
             f"env {env.env!r} is a vector env of {size} envs, and envs_per_worker is "
@@ -267,10 +267,6 @@ def resolve_again(config: RunConfig, folder: RunFolder) -> Plan:
     return resolve(
         config, recorded=folder.env_spec() if config.env.is_none else None, stored=stored
     )
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def resolve_env(
@@ -326,7 +322,7 @@ def place_inference(plan: Plan, costs: ActCosts | None = None) -> tuple[str, str
         return "central", "several gateways share their decisions"
     if config.num_envs == 1 and not may_use_gpu(config):
         return "local", "one env: there is nothing to batch, and no GPU to decide on"
-    room = int(_memory_bytes() / 2 / TORCH_WORKER_BYTES)
+    room = int(memory_total() / 2 / TORCH_WORKER_BYTES)
     if config.address is None and config.workers > room:
         return (
             "central",
