@@ -47,6 +47,7 @@ class HeadNode:
                 "RAY_REDIS_ADDRESS": redis,
                 "RAY_external_storage_namespace": self.mark,
             }
+        self._gcs: subprocess.Popen[bytes] | None = None
         (self._port,) = free_ports(1)
         self.address = f"127.0.0.1:{self._port}"
 
@@ -69,15 +70,41 @@ class HeadNode:
         )
         assert done.returncode == 0, done.stdout
 
-    def kill(self, *servers: str) -> None:
+    def kill(self, *servers: str) -> list[psutil.Process]:
         """As ``kill -9`` does; without names everything that the head has started."""
         if not servers:
             kill_marked(self.mark)
-            return
+            return []
+        found = []
         for pid in marked(self.mark):
             with contextlib.suppress(psutil.Error, IndexError):
-                if os.path.basename(psutil.Process(pid).cmdline()[0]) in servers:
-                    os.kill(pid, signal.SIGKILL)
+                process = psutil.Process(pid)
+                if os.path.basename(process.cmdline()[0]) in servers:
+                    found.append(process)
+        return [_killed(process) for process in found]
+
+    def restart_gcs(self, down_s: float) -> None:
+        """Kill the GCS, and start it again as it was, as who looks after a head does."""
+        (gcs,) = (p for p in map(psutil.Process, marked(self.mark)) if p.name() == "gcs_server")
+        command = gcs.cmdline()
+        environment = gcs.environ()
+        _killed(gcs)
+        time.sleep(down_s)
+        with (self._folder / "gcs.out").open("w") as out:
+            self._gcs = subprocess.Popen(
+                command, env=environment, stdout=out, stderr=subprocess.STDOUT
+            )
+
+    def close(self) -> None:
+        """End everything."""
+        kill_marked(self.mark)
+        if self._gcs is not None:
+            self._gcs.wait(20)
+
+
+def _killed(process: psutil.Process) -> psutil.Process:
+    process.send_signal(signal.SIGKILL)
+    return process
 
 
 @contextlib.contextmanager
@@ -89,7 +116,7 @@ def head_node(redis: str = "") -> Iterator[HeadNode]:
         head.start()
         yield head
     finally:
-        kill_marked(head.mark)
+        head.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -8,6 +8,9 @@ picklable and needs no torch.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
+import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +44,8 @@ __all__ = [
     "ActCosts",
     "Plan",
     "group_sizes",
+    "inference_question",
+    "known_inference",
     "may_use_gpu",
     "needs_measuring",
     "place_inference",
@@ -357,6 +362,38 @@ def may_use_gpu(config: RunConfig) -> bool:
 def needs_measuring(plan: Plan) -> bool:
     """True when :func:`place_inference` would guess."""
     return place_inference(plan)[1].startswith("not measured")
+
+
+PLACES = ("local", "central")
+
+
+def inference_question(plan: Plan) -> str:
+    """All that :func:`place_inference` depends on, this machine included: the same question has the
+    same answer.
+    """
+    config = plan.config
+    facts = (
+        config.inference,
+        *(config.workers, config.envs_per_worker, config.inference_servers),
+        *(config.actors.max_batch, config.actors.groups, config.learner.device, config.address),
+        dataclasses.asdict(plan.agent),  # type: ignore[call-overload]
+        plan.env_spec.to_dict(),
+        *(platform.node(), platform.machine(), os.cpu_count(), has_gpu_driver()),
+    )
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def known_inference(plan: Plan, earlier: object) -> tuple[str, str] | None:
+    """What was measured before a resume, if it was asked the same.
+
+    Args:
+        plan: Of the run that goes on.
+        earlier: ``inference`` of the summary that it left.
+    """
+    if not isinstance(earlier, Mapping) or earlier.get("question") != inference_question(plan):
+        return None
+    where, why = (str(earlier.get(name)) for name in ("where", "why"))
+    return (where, why) if where in PLACES and why.startswith("measured") else None
 
 
 def role_seed(plan: Plan, role: str, *index: int) -> int:

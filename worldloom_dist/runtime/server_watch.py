@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
 LEAVE_WITHIN_S = 15.0
 """For the driver's thread to leave by itself."""
-AWAY_S = 12.0
+SERVER_SILENT_S = 12.0
 """Silence after which a distant server is lost; a GCS with Redis behind it may be started again
 until then.
 """
@@ -76,7 +76,7 @@ class DistantServer:
             socket.create_connection(self._where, timeout=LOOK_EVERY_S).close()
         except OSError as error:
             silent_s = self._clock() - self._heard_at
-            if silent_s < AWAY_S:
+            if silent_s < SERVER_SILENT_S:
                 return ""
             why = error.strerror or error
             return (
