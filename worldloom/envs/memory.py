@@ -85,15 +85,18 @@ class MemoryWatch:
 
         It looks twice, because who holds more may just be ended by another process.
         """
-        for pause_s in (random.uniform(0.0, PAUSE_S), 0.0):
-            bound = next((one for one in self._bounds() if one.left < SHORT * one.total), None)
-            if bound is None:
-                return None
-            size = self._size(pids(), self._part(bound))
-            if size <= self._part(bound):
-                return None
-            self._sleep(pause_s)
-        return size, bound
+        found = self._excess(pids)
+        if found is not None:
+            self._sleep(random.uniform(0.0, PAUSE_S))
+            found = self._excess(pids)
+        return found
+
+    def _excess(self, pids: Callable[[], list[int]]) -> tuple[int, MemoryBound] | None:
+        bound = next((one for one in self._bounds() if one.left < SHORT * one.total), None)
+        if bound is None:
+            return None
+        size = self._size(pids(), self._part(bound))
+        return (size, bound) if size > self._part(bound) else None
 
     def _part(self, bound: MemoryBound) -> float:
         return self._share * bound.total / self._sharers

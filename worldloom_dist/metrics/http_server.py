@@ -136,8 +136,8 @@ class _Handler(WSGIRequestHandler):
 
     def setup(self) -> None:
         """Silence ends it."""
-        self.timeout = QUIET_S
         super().setup()
+        self.connection.settimeout(QUIET_S)
 
     def parse_request(self) -> bool:
         """Tell the server that the whole of it is here."""
