@@ -14,7 +14,7 @@ pytestmark = [
 
 @pytest.mark.parametrize(
     ("envs_per_worker", "limit_gb", "who"),
-    [("1", "0.3", "worker-"), ("2", "0.3", "was ended for its memory")],
+    [("1", "0.2", "worker-"), ("2", "0.3", "was ended for its memory")],
     ids=["in the worker", "in a process of its own"],
 )
 def test_an_env_that_holds_too_much_costs_itself_only(tmp_path, envs_per_worker, limit_gb, who):

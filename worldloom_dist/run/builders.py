@@ -33,7 +33,14 @@ from worldloom_dist.replay.recovery import RecoveryProgress
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.held_out import build_held_out
-from worldloom_dist.run.plan import ActCosts, Plan, group_sizes, role_seed
+from worldloom_dist.run.plan import (
+    TORCH_WORKER_BYTES,
+    WORKER_BYTES,
+    ActCosts,
+    Plan,
+    group_sizes,
+    role_seed,
+)
 
 if TYPE_CHECKING:
     from worldloom.training.checkpoints import CheckpointStore
@@ -56,12 +63,13 @@ __all__ = [
     "measure_act_costs",
     "restore_agent",
     "trained_facts",
-    "worker_memory",
 ]
 
 logger = logging.getLogger(__name__)
 
 MEASURE_S = 1.0
+OWN_FACTOR = 1.5
+"""A worker may hold this multiple of what it usually takes beside its envs."""
 
 
 def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs: int) -> VectorEnv:
@@ -91,10 +99,11 @@ def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs
 
 
 def worker_memory(plan: Plan) -> MemoryWatch:
-    """Over a worker's own process, with the envs that are in it."""
+    """Over a worker's own process, with the envs and perhaps the policy that are in it."""
     config = plan.config
     gb = config.actors.env_memory_gb
-    limit_bytes = None if gb is None else 1e9 * gb * config.envs_per_worker
+    own_bytes = WORKER_BYTES if plan.inference == "central" else TORCH_WORKER_BYTES
+    limit_bytes = None if gb is None else 1e9 * gb * config.envs_per_worker + OWN_FACTOR * own_bytes
     return MemoryWatch(limit_bytes, config.workers)
 
 
@@ -441,6 +450,7 @@ def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
             plan.env,
             num_envs=episodes,
             seed=seed,
+            limits=EnvLimits(memory_gb=plan.config.actors.env_memory_gb),
             processes=processes,
             is_exact=False,
             renders=videos > 0,

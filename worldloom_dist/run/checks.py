@@ -39,6 +39,11 @@ def without_effect(config: RunConfig) -> list[tuple[str, str]]:
             config.runtime == "local" and config.inference == "central",
         ),
         (
+            "--actors.env-memory-gb",
+            "with --runtime local, whose envs are in its own process",
+            config.runtime == "local" and config.actors.env_memory_gb is not None,
+        ),
+        (
             "--inference-servers",
             "with --runtime local, where the policy lives beside its envs",
             config.runtime == "local" and config.inference_servers != RunConfig().inference_servers,
