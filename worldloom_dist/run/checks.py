@@ -176,7 +176,7 @@ def check_address(config: RunConfig) -> None:
     if not colon or not port.isdigit():
         return  # none, or a word like auto, which Ray resolves
     try:
-        socket.create_connection((host, int(port)), timeout=3.0).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=3.0).close()
     except OSError as error:
         raise ConfigurationError(
             f"address: nothing answers at {config.address} ({error}); start a cluster there first"

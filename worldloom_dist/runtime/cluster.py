@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from worldloom.core.error_text import first_line
-from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.exceptions import ConfigurationError, TrainingError
 from worldloom_dist.runtime.private_folders import make_held, release, sweep
 from worldloom_dist.runtime.server_watch import DistantServer, ServerWatch, dead_servers, lives
 
@@ -61,6 +61,7 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[ServerWatch | None
 
     Raises:
         ConfigurationError: If nothing answers at ``address``.
+        TrainingError: If a local cluster does not start.
     """
     folder = private_folder() if address is None else None
     environment = dict(os.environ)
@@ -219,6 +220,13 @@ def _connect(address: str | None, folder: Path | None, run_id: str) -> None:
         # the checkpoint
         try:
             ray.init(object_store_memory=STORE_BYTES, **local, **common)
+        except Exception as error:  # Ray raises that itself, where a server of it is late
+            end_processes(marked(folder))
+            raise TrainingError(
+                f"Ray did not start on this machine ({first_line(error)}); it may be too busy, or "
+                "its name may lead to an address of IPv6 or of another machine (getent hosts "
+                "$(hostname)); try again, name a cluster with --address, or add --runtime local"
+            ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
         return
