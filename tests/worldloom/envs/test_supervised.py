@@ -137,7 +137,8 @@ def test_an_env_that_holds_too_much_is_named_in_the_log(
 ) -> None:
     env = supervised(opened, "faulty_envs:hoards_memory", EnvLimits(memory_gb=0.3, grace_s=30.0))
     env.reset()
-    step_until_back(env)
+    with caplog.at_level(logging.WARNING, logger="worldloom"):
+        step_until_back(env)
     (fault,) = env.drain_faults()
     said = f"env {fault.env} was ended for its memory (failure 1 in the window): it held 0."
     assert said in caplog.text
