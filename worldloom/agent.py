@@ -110,16 +110,20 @@ class Agent:
         device: str = "cpu",
         seed: int = 0,
         threads: int = 1,
+        trust_env: bool = False,
     ) -> Agent:
         """As :func:`load_agent`."""
         path = located(path_or_run, "path_or_run")
         checked("num_envs", num_envs, int | None, Bounds(1, MOST_ENVS))
         checked("seed", seed, int, Bounds(0, MOST_SEED))
         checked("threads", threads, int, Bounds(1, 1024))
+        checked("trust_env", trust_env, bool)
+        saved = SavedAgent.read(path)
+        saved.check_code(trust_env=trust_env)
         made = cls.__new__(cls)
         made._words = []
         made._policy = TrainedPolicy(
-            SavedAgent.read(path), num_envs=num_envs, device=device, seed=seed, threads=threads
+            saved, num_envs=num_envs, device=device, seed=seed, threads=threads
         )
         made.run_dir = None
         return made
@@ -233,6 +237,7 @@ def load_agent(
     device: str = "cpu",
     seed: int = 0,
     threads: int = 1,
+    trust_env: bool = False,
 ) -> Agent:
     """A trained agent that acts, with the weights as the run's own evaluations had them.
 
@@ -245,8 +250,12 @@ def load_agent(
         device: cpu, cuda, cuda:N, or auto.
         seed: Of the draws that acting makes.
         threads: Torch threads while it acts.
+        trust_env: Run the code of an agent, or of an env, that is a Python module, also where
+            the folder was made elsewhere. An env's runs only where an earlier version wrote the
+            checkpoint.
 
     Raises:
+        UntrustedEnvError: If that code would run, and was not agreed to.
         ConfigurationError: If there is no agent, no such device, or an earlier version wrote it and
             its env cannot be built here.
         CheckpointError: If the files are damaged, or the run has no checkpoint yet.
@@ -257,7 +266,14 @@ def load_agent(
         Traceback (most recent call last):
         worldloom.core.exceptions.ConfigurationError: there is nothing at runs/none; give a run ...
     """
-    return Agent.load(path_or_run, num_envs=num_envs, device=device, seed=seed, threads=threads)
+    return Agent.load(
+        path_or_run,
+        num_envs=num_envs,
+        device=device,
+        seed=seed,
+        threads=threads,
+        trust_env=trust_env,
+    )
 
 
 def _summary(run_dir: Path) -> dict[str, Any]:

@@ -27,7 +27,13 @@ from worldloom.core.program import interruptible
 from worldloom.envs.building import EnvBuildError
 from worldloom.envs.thread_check import ThreadCheck
 from worldloom_dist.run.announcing import announce, log_handlers_of_one_run, open_log
-from worldloom_dist.run.checks import check_address, check_gateways, check_watching, choose_port
+from worldloom_dist.run.checks import (
+    check_address,
+    check_gateways,
+    check_watching,
+    choose_port,
+    with_usable_hosts,
+)
 from worldloom_dist.run.claim import Claim, choose_folder, claim_folder
 from worldloom_dist.run.cli import parse, read_config
 from worldloom_dist.run.closing import closing_lines, resume_command
@@ -139,7 +145,7 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
         config = keep_precision(config, read_config(folder))
     else:
         config, precision_line = choose_precision(config)
-    config = drawable(config)
+    config = with_usable_hosts(drawable(config))
     plan = resolve_again(config, RunFolder(folder)) if is_resumed else resolve(config)
     check_trains(plan)
     if is_resumed:

@@ -28,6 +28,7 @@ from worldloom.core.exceptions import (
     WorldLoomError,
 )
 from worldloom.core.keys import load_key
+from worldloom.core.loopback import address_text, usable_loopback
 from worldloom.core.program import called
 from worldloom.core.protocol import Policy
 from worldloom.core.sequence import PolicyVersion
@@ -199,7 +200,8 @@ async def serve(
         port = await server.start(served.port)
         server.health.set(is_serving=True)
         on_ready(port)
-        logger.info("%s of %s at %s:%d", plan.agent.name, plan.env.env, served.gateway.host, port)
+        where = address_text(served.gateway.host, port)
+        logger.info("%s of %s at %s", plan.agent.name, plan.env.env, where)
         stopped = asyncio.ensure_future(until.wait())
         done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -303,7 +305,7 @@ def main(words: Sequence[str] | None = None) -> int:
         device=options.device,
         env=options.env,
         gateway=GatewayConfig(
-            host=options.host,
+            host=usable_loopback(options.host),
             tls_cert=options.tls_cert,
             tls_key=options.tls_key,
             token_file=options.token_file,

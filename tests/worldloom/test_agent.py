@@ -188,10 +188,10 @@ def test_a_checkpoint_without_spaces_and_env_is_one_sentence(tmp_path: Path) -> 
     manifest["facts"]["env"]["name"] = "no_such_module:Env"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigurationError, match="did not note the env's spaces, and the env can"):
-        worldloom.load_agent(folder)
+        worldloom.load_agent(folder, trust_env=True)
     manifest["facts"]["env"]["name"] = f"{__name__}:OffsetEnv"
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert worldloom.load_agent(folder).action_space == OffsetEnv.action_space
+    assert worldloom.load_agent(folder, trust_env=True).action_space == OffsetEnv.action_space
 
 
 def test_wrong_places_are_one_sentence(tmp_path: Path, old_runs: Path) -> None:

@@ -40,6 +40,20 @@ def test_a_private_cluster_without_a_loopback_is_refused(monkeypatch):
     check_address(RunConfig(runtime="local"))
 
 
+@pytest.mark.parametrize(("address", "host"), [("[::1]:6379", "::1"), ("10.0.0.7:1", "10.0.0.7")])
+def test_a_cluster_s_address_of_ipv6_is_asked_without_its_brackets(monkeypatch, address, host):
+    asked = []
+
+    def connect(where: tuple[str, int], **_: object) -> object:
+        asked.append(where[0])
+        raise OSError("no one is there")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(ConfigurationError, match="nothing answers at"):
+        check_address(RunConfig(address=address))
+    assert asked == [host]
+
+
 @pytest.mark.skipif(not can("unshare", "--net"), reason="network namespaces need root")
 def test_a_machine_whose_loopback_is_down_says_so(tmp_path):
     folder = tmp_path / "run"

@@ -236,13 +236,17 @@ class EnvLimits:
     """Pause before the second rebuild within a window; it doubles with each further one."""
     max_backoff_s: float = 30.0
     """Longest pause between two rebuilds."""
+    memory_gb: float | None = None
+    """GB (1e9 bytes) that one supervised env may hold (default: its part, when memory is short)."""
+    envs_here: int | None = None
+    """Envs that share this machine's memory (default: those of the vector)."""
 
     def __post_init__(self) -> None:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         problems = [
             f"env limit {name} must be > 0, got {value}"
             for name, value in fields.items()
-            if not value > 0
+            if value is not None and not value > 0
         ]
         if problems:
             raise ConfigurationError("; ".join(problems))

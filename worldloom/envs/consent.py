@@ -20,7 +20,15 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.keys import KEY_BYTES, load_key
 from worldloom.envs.config import EnvConfig
 
-__all__ = ["UntrustedEnvError", "check_env_code", "is_own", "module_of", "sign_run", "with_consent"]
+__all__ = [
+    "UntrustedEnvError",
+    "check_env_code",
+    "is_own",
+    "is_within_own",
+    "module_of",
+    "sign_run",
+    "with_consent",
+]
 
 SIGNATURE_FILE = "owner.sig"
 T = TypeVar("T")
@@ -64,8 +72,19 @@ def is_own(folder: Path, env: str, agent_module: str | None = None) -> bool:
     return key is not None and hmac.compare_digest(found, _signature(key, env, agent_module))
 
 
+def is_within_own(folder: Path, env: str, agent_module: str | None = None) -> bool:
+    """True when it is a run that this user made on this machine, or a checkpoint in one."""
+    runs = (folder, *folder.absolute().parents[:2])
+    return any(is_own(run, env, agent_module) for run in runs)
+
+
 def check_env_code(
-    folder: Path, env: str, agent_module: str | None = None, *, trust_env: bool
+    folder: Path,
+    env: str,
+    agent_module: str | None = None,
+    *,
+    trust_env: bool,
+    runs_env: bool = True,
 ) -> None:
     """Refuse to run the env code of a folder that was made elsewhere, or that of an agent from
     outside, unless that was agreed to.
@@ -75,19 +94,23 @@ def check_env_code(
         env: Its env's name.
         agent_module: Where its agent comes from, if that is none of ours.
         trust_env: It was agreed to.
+        runs_env: The env is about to be built.
 
     Raises:
-        UntrustedEnvError: Names the module and where it lies.
+        UntrustedEnvError: Names the modules and where they lie.
     """
-    module = module_of(env) or agent_module
-    runs = (folder, *folder.absolute().parents[:2])
-    if trust_env or module is None or any(is_own(run, env, agent_module) for run in runs):
+    named = [(f"env {env!r}", module_of(env) if runs_env else None), ("agent", agent_module)]
+    code = {what: module for what, module in named if module is not None}
+    if trust_env or not code or is_within_own(folder, env, agent_module):
         return
-    what = f"env {env!r}" if module_of(env) else "agent"
+    modules = " and ".join(
+        f"module {module} {_place_of(module)}" for module in dict.fromkeys(code.values())
+    )
+    verb = "is" if len(code) == 1 else "are"
     raise UntrustedEnvError(
-        f"run_dir: {folder} was not made by you on this machine, and its {what} is Python "
-        f"code: module {module} {_place_of(module)} would run as you; look at it, then add "
-        "--trust-env (in Python trust_env=True)"
+        f"run_dir: {folder} was not made by you on this machine, and its {' and '.join(code)} "
+        f"{verb} Python code: {modules} would run as you; look at it, then add --trust-env (in "
+        "Python trust_env=True)"
     )
 
 

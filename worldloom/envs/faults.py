@@ -17,7 +17,8 @@ __all__ = ["EnvFault", "FailureTracker", "FaultKind"]
 
 logger = logging.getLogger(__name__)
 
-FaultKind = Literal["raised", "hung", "died"]
+FaultKind = Literal["raised", "hung", "died", "memory"]
+SAYS = {"memory": "was ended for its memory"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class EnvFault:
     Attributes:
         env: Index of the env in its vector.
         kind: ``raised`` (an exception, a NaN, a wrong shape), ``hung`` (a deadline passed),
-            ``died`` (its process ended).
+            ``died`` (its process ended), ``memory`` (it held too much and was ended).
         detail: What happened, in one line.
         is_quarantined: True when this failure was one too many: the env is not built again.
     """
@@ -78,7 +79,7 @@ class FailureTracker:
         logger.warning(
             "env %d %s (failure %d in the window)%s: %s",
             env,
-            kind,
+            SAYS.get(kind, kind),
             len(times),
             ", in quarantine now" if fault.is_quarantined else "",
             "as before" if detail == self._last_detail else detail,
@@ -87,7 +88,7 @@ class FailureTracker:
         if len(self._quarantined) == len(self._times):
             raise EnvFailureError(
                 f"no env is left of {len(self._times)}; the last failure: env {env} "
-                f"{kind}: {detail}"
+                f"{SAYS.get(kind, kind)}: {detail}"
             )
 
     def is_quarantined(self, env: int) -> bool:

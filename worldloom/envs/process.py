@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from multiprocessing.connection import Connection
 from typing import Any
@@ -32,6 +33,9 @@ class EnvProcess:
 
     Args:
         config: Resolved settings of the env.
+
+    Attributes:
+        verdict: Why it was ended for its memory; empty if it was not.
     """
 
     def __init__(self, config: EnvConfig) -> None:
@@ -50,6 +54,8 @@ class EnvProcess:
         theirs.close()
         os.close(life_read)
         self.connection = Connection(ours.detach())
+        self.verdict = ""
+        self._kill_lock = threading.Lock()
         self.ask(config)
 
     @property
@@ -112,22 +118,33 @@ class EnvProcess:
 
     def kill(self) -> None:
         """End the process and everything that it has started, now. Safe to repeat."""
-        if self._dump.closed:
-            return
+        with self._kill_lock:
+            if self._dump.closed:
+                return
+            self._kill_group()
+            try:
+                self._process.wait(KILL_WAIT_S)
+            except subprocess.TimeoutExpired:
+                logger.warning(
+                    "env process %d is stuck in the kernel and does not end; it is left behind",
+                    self.pid,
+                )
+            self.connection.close()
+            os.close(self._life_write)
+            self._dump.close()
+
+    def condemn(self, verdict: str) -> None:
+        """End it from another thread; who reads its next answer finds that it died, and why."""
+        with self._kill_lock:
+            if not self._dump.closed and self._process.poll() is None:
+                self.verdict = verdict
+                self._kill_group()
+
+    def _kill_group(self) -> None:
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             logger.debug("env process %d is gone already", self.pid)
-        try:
-            self._process.wait(KILL_WAIT_S)
-        except subprocess.TimeoutExpired:
-            logger.warning(
-                "env process %d is stuck in the kernel and does not end; it is left behind",
-                self.pid,
-            )
-        self.connection.close()
-        os.close(self._life_write)
-        self._dump.close()
 
 
 def child_environment() -> dict[str, str]:

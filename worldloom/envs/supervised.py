@@ -8,10 +8,14 @@ reached by the action of its last one. A process that misses its deadline is kil
 to the log first), one that died is noticed at once; both are started again after a pause that grows
 (``envs.faults``). No one waits for a late process or a starting one unless there is no other, and
 then for ``patience_s`` at most; a new env's rows are not live until its reset row is there.
+
+A thread looks every second at the memory that the processes hold (``envs.memory``) and ends the
+one that holds too much, which is noticed as a death.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +27,11 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import StateError
+from worldloom.core.memory import held_bytes, tree_of
 from worldloom.core.specs import EnvSpec
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.faults import EnvFault, FailureTracker, FaultKind
+from worldloom.envs.memory import LOOK_EVERY_S, MemoryWatch
 from worldloom.envs.process import EnvProcess
 from worldloom.envs.vector import EnvStep, env_seed
 
@@ -99,6 +105,12 @@ class SupervisedVectorEnv:
         self._started = False
         self._spec: EnvSpec | None = None
         self.num_envs = num_envs
+        self._closing = threading.Event()
+        self._watch = MemoryWatch(
+            None if limits.memory_gb is None else 1e9 * limits.memory_gb,
+            limits.envs_here or num_envs,
+        )
+        threading.Thread(target=self._watch_memory, name="env-memory", daemon=True).start()
         try:
             for index in range(num_envs):
                 self._launch(index)
@@ -165,11 +177,30 @@ class SupervisedVectorEnv:
 
     def close(self) -> None:
         """End every process."""
+        self._closing.set()
         for slot in self.slots:
             if slot.process is not None:
                 slot.process.kill()
             slot.process = None
             slot.phase = _Phase.DOWN
+
+    def _watch_memory(self) -> None:
+        """In a thread of its own. At most one env is ended per look, the largest: that may be
+        enough.
+        """
+        largest: EnvProcess | None = None
+
+        def tree_of_largest() -> list[int]:
+            nonlocal largest
+            processes = [slot.process for slot in self.slots]
+            trees = {process: tree_of(process.pid) for process in processes if process is not None}
+            largest = max(trees, key=lambda one: held_bytes(trees[one]), default=None)
+            return [] if largest is None else trees[largest]
+
+        while not self._closing.wait(LOOK_EVERY_S):
+            verdict = self._watch.complaint(tree_of_largest)
+            if verdict and largest is not None and not self._closing.is_set():
+                largest.condemn(verdict)
 
     def _collect(self, grace_s: float) -> EnvStep:
         """The rows of the envs that answer within ``grace_s``, and of one at least that does within
@@ -242,7 +273,9 @@ class SupervisedVectorEnv:
         try:
             kind, *content = slot.process.answer()
         except (EOFError, OSError):
-            self._fail(index, "died", slot.process.how_it_died())
+            how = slot.process.how_it_died()
+            verdict = slot.process.verdict
+            self._fail(index, "memory" if verdict else "died", verdict or how)
             return
         if kind == "refused":
             raise content[0]

@@ -23,7 +23,6 @@ from typing import Any, Literal
 from worldloom.algorithms.registry import (
     make_agent_config,
     make_step,
-    outside_module,
     own_field,
 )
 from worldloom.core.error_text import first_line
@@ -129,11 +128,11 @@ def export_policy(
     if format == "onnx":
         tracing.needs_onnx()
     saved = SavedAgent.read(located(path_or_run, "path_or_run"))
+    saved.check_code(trust_env=trust_env)
     if format == "safetensors":
         return _weights_alone(saved, place)
-    outside = outside_module(str(saved.agent["name"]))
-    if observations == "env" or outside is not None:
-        check_env_code(saved.path, saved.env.name, outside, trust_env=trust_env)
+    if observations == "env":
+        check_env_code(saved.path, saved.env.name, saved.agent_module, trust_env=trust_env)
     saved = _configured(saved, samples)
     name = str(saved.agent["name"])
     policy, step = make_step(name, saved.build(device="cpu", seed=seed), planner=planner)

@@ -14,12 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.algorithms.registry import make_agent, make_agent_config, make_policy
+from worldloom.algorithms.registry import (
+    make_agent,
+    make_agent_config,
+    make_policy,
+    outside_module,
+)
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError, nearest
 from worldloom.core.json_text import parse_json
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
+from worldloom.envs.consent import check_env_code, is_within_own, sign_run
 from worldloom.training.runs import CONFIG_FILE, MANIFEST_FILE, find_run, run_facts
 
 __all__ = ["SavedAgent"]
@@ -104,6 +110,26 @@ class SavedAgent:
                 "the folder of a whole run"
             ) from error
 
+    @property
+    def agent_module(self) -> str | None:
+        """The Python module that building it imports, if its agent is none of ours; else None."""
+        return outside_module(str(self.agent.get("name", "")))
+
+    def check_code(self, *, trust_env: bool) -> None:
+        """Refuse to run code that the folder names and this user has not agreed to: an agent from
+        outside, and the env where it has to be built to see its spaces.
+
+        Raises:
+            UntrustedEnvError: Names the modules, and how to agree.
+        """
+        check_env_code(
+            self.path,
+            self.env.name,
+            self.agent_module,
+            trust_env=trust_env,
+            runs_env=not self.env.spaces,
+        )
+
     def build(self, *, device: str, seed: int) -> Any:
         """The policy with its weights; imports torch.
 
@@ -136,6 +162,8 @@ class SavedAgent:
                 f"{folder} is a checkpoint of a run, which goes on from it; name another folder"
             )
         self.write(folder)
+        if is_within_own(self.path, self.env.name, self.agent_module):
+            sign_run(folder, self.env.name, self.agent_module)
         return folder
 
     def write(self, folder: Path) -> None:

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.loopback import address_text
 from worldloom.core.sequence import PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.gateway.contract import Contract, Limits
@@ -47,7 +48,7 @@ def contract_of(plan: Plan, features: Sequence[str], index: int = 0) -> Contract
         features=features,
         limits=Limits(lease_s=config.gateway.lease_s, max_rows_per_chunk=config.actors.chunk_rows),
         others=[
-            f"{config.gateway.host}:{first + other}"
+            address_text(config.gateway.host, first + other)
             for other in range(config.gateways)
             if other != index
         ],

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.loopback import address_text
 from worldloom_client.wire import PACKAGE, POOL
 from worldloom_dist.gateway.gateway import Gateway
 from worldloom_dist.gateway.health import Health
@@ -163,8 +164,7 @@ class GatewayServer:
         Raises:
             ConfigurationError: If the port is taken or the address is none of this machine.
         """
-        host = f"[{self._access.host}]" if ":" in self._access.host else self._access.host
-        address = f"{host}:{port}"
+        address = address_text(self._access.host, port)
         credentials = self._access.credentials()
         try:
             found: int = (

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shlex
 import shutil
 import time
@@ -36,9 +37,11 @@ from worldloom.core.exceptions import (
     MissingDependencyError,
     TrainingError,
 )
+from worldloom.core.memory import tree_of
 from worldloom.core.protocol import Agent
 from worldloom.data.selector_spec import parse_selector
 from worldloom.data.windows import SampledWindows
+from worldloom.envs.memory import LOOK_EVERY_S, MemoryWatch
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.learner.prediction_videos import PredictionVideos
 from worldloom_dist.learner.step import CaptureFailedError, prepare_torch
@@ -70,6 +73,7 @@ from worldloom_dist.run.builders import (
 from worldloom_dist.run.counts import Counts
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.initial_agent import begin_with
+from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import Plan, role_seed
 from worldloom_dist.run.report import Report
 from worldloom_dist.run.signals import StopFlag
@@ -92,6 +96,10 @@ WAIT_FOR_CLIENTS_S = 0.02
 SMALL_BYTES = 8e6
 """Of weights: an agent with fewer is trained by one thread unless told otherwise. Its products are
 so short that a second thread costs more than it does (tdmpc2:ci on two idle cores: half the rate).
+"""
+MEMORY_SHARE = 0.75
+"""Of all memory that this process may hold with its envs when memory is short; replay plans with
+half of it.
 """
 
 
@@ -169,6 +177,8 @@ class LocalRuntime:
         self._reported = report.counts
         self._checkpoint_at = 0
         self._newest: tuple[int, Path] | None = None
+        self._memory = MemoryWatch(None, 1, share=MEMORY_SHARE)
+        self._memory_due = Interval(LOOK_EVERY_S)
         self._round_began_at: int | None = None
         self._is_whole = False
         self._imported: list[str] = []
@@ -184,6 +194,8 @@ class LocalRuntime:
         """
         if self._round_began_at is None:
             self._round_began_at = self.learner.train_steps
+            if self._memory_due.is_due():
+                self._check_memory()
             if self.gateway is not None:
                 self.gateway.answer(0.0 if self.workers.live else WAIT_FOR_CLIENTS_S)
                 self.gateway.store()
@@ -195,6 +207,23 @@ class LocalRuntime:
             return False
         self._round_began_at = None
         return True
+
+    def _check_memory(self) -> None:
+        """Leave with a checkpoint while there is memory for one: an env in this process cannot be
+        ended alone.
+
+        Raises:
+            TrainingError: If memory is short, and most of it is held by this process.
+        """
+        found = self._memory.excess(lambda: tree_of(os.getpid()))
+        if found is not None:
+            size, bound = found
+            raise TrainingError(
+                f"this process and its envs held {size / 1e9:.2f} GB of memory, and of the "
+                f"{bound.owner}'s {bound.total / 1e9:.1f} GB {bound.left / 1e9:.2f} were left; an "
+                "env that grows is ended alone with --runtime ray, and replay takes less with "
+                f"--replay.ram-gb; go on with --resume {shlex.quote(str(self._folder.path))}"
+            )
 
     def _act(self) -> None:
         """One decision of every env, if the run needs more steps. What is open is stored first when

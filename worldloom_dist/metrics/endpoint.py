@@ -13,20 +13,18 @@ import binascii
 import hmac
 import ipaddress
 import os
-import socket
 import stat
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from socketserver import ThreadingMixIn
 from typing import Any, Protocol
 from urllib.parse import urlsplit
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client.exposition import make_wsgi_app
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.metrics.http_server import make_bounded_server
 
 __all__ = ["AUTH_VARIABLE", "Page", "is_loopback", "read_secret", "serve", "serve_near"]
 
@@ -115,9 +113,7 @@ def serve(
     registry.register(hub)
     is_private = is_loopback(host) and not secret
     app = _guarded(make_wsgi_app(registry), secret, page, is_private=is_private)
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    kind = _IPv6Server if family == socket.AF_INET6 else _Server
-    server = make_server(host, port, app, server_class=kind, handler_class=_Quiet)
+    server = make_bounded_server(host, port, app)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server, int(server.server_port)
 
@@ -137,31 +133,6 @@ def serve_near(
         except OSError:
             continue
     return None, 0
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """One thread per scrape; a client that hangs holds no other up."""
-
-    daemon_threads = True
-
-
-class _IPv6Server(_Server):
-    """The same on an IPv6 address."""
-
-    address_family = socket.AF_INET6
-
-
-class _Quiet(WSGIRequestHandler):
-    """Writes no log line per scrape, and gives up on clients that say nothing."""
-
-    timeout = 10
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: a header might hold the secret."""
-
-    def address_string(self) -> str:
-        """The address as it is: a reverse look-up of names can take seconds."""
-        return str(self.client_address[0])
 
 
 def is_loopback(host: str) -> bool:

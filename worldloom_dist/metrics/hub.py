@@ -77,6 +77,7 @@ class MetricsHub(Collector):
             (role, key): {ALL: Sum(0.0)} for role, keys in ZEROS.items() for key in keys
         }
         self._heard: dict[tuple[str, int], float] = {}
+        self._highest: dict[tuple[str, str], float] = {}
         self._episodes: deque[Mapping[str, Any]] = deque(maxlen=RECENT_EPISODES)
         self._unknown: set[str] = set()
         self._lock = threading.Lock()
@@ -107,7 +108,9 @@ class MetricsHub(Collector):
             roles: dict[str, list[str]] = {}
             for role, key in self._values:
                 roles.setdefault(key, []).append(role)
-            values = {key: self._value(key, *names) for key, names in roles.items()}
+            values = {
+                key: self._held("", key, self._value(key, *names)) for key, names in roles.items()
+            }
         flat: dict[str, float] = {}
         for key, value in values.items():
             if not isinstance(value, Histogram):
@@ -119,7 +122,10 @@ class MetricsHub(Collector):
     def collect(self) -> Iterable[Family]:
         """What Prometheus scrapes: one family per name, series labelled with run_id and role."""
         with self._lock:
-            values = [((role, key), self._value(key, role)) for role, key in self._values]
+            values = [
+                ((role, key), self._held(role, key, self._value(key, role)))
+                for role, key in self._values
+            ]
             now = self._clock()
             heard = {
                 role: time.time() - (now - self._oldest_heartbeat(role)) for role, _ in self._heard
@@ -173,6 +179,14 @@ class MetricsHub(Collector):
             if now - self._heard.get((role, index), -SUMMED_FOR_S) < SUMMED_FOR_S
         ]
         return _combine(info.across, living, values)
+
+    def _held(self, owner: str, key: str, value: Metric) -> Metric:
+        """The highest so far of what never falls; called with the lock held."""
+        if not METRICS[split_key(key)[0]].is_rising or isinstance(value, Histogram):
+            return value
+        highest = max(float(value.value), self._highest.get((owner, key), float(value.value)))
+        self._highest[owner, key] = highest
+        return Last(highest, _stamp(value))
 
     def _family(self, name: str, series: list[tuple[dict[str, str], Metric]]) -> Iterator[Family]:
         info = METRICS[name]

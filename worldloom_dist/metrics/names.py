@@ -58,8 +58,10 @@ class MetricInfo:
         help: What it says.
         normal: What to expect of a healthy run.
         bad: What a bad value means.
-        across: What a gauge of several instances of a role shows; counters and histograms are
-            always added up.
+        across: What a gauge of several instances of a role, and of several roles, shows; counters
+            and histograms are always added up.
+        is_rising: True for a gauge that never falls within a run: it stays where it is while what
+            it tells of goes back (a process that has just started, updates that are made again).
     """
 
     kind: Literal["counter", "gauge", "histogram"]
@@ -67,6 +69,7 @@ class MetricInfo:
     normal: str = ""
     bad: str = ""
     across: Across = "last"
+    is_rising: bool = False
 
 
 def _counter(text: str, normal: str = "", bad: str = "") -> MetricInfo:
@@ -199,10 +202,13 @@ METRICS: dict[str, MetricInfo] = {
         "explodes: values run away",
         across="mean",
     ),
-    "policy_version": _gauge(
-        "Update of the weights: newest (learner), oldest in use (others, and in records).",
+    "policy_version": MetricInfo(
+        "gauge",
+        "Update of the weights: newest (learner), oldest in use (others, and in records); it never "
+        "falls, and waits while updates that were lost are made again.",
         "grows",
         across="min",
+        is_rising=True,
     ),
     "policy_lag_updates": _histogram(
         "Updates between the newest weights and those that acted, at insert.",
@@ -319,7 +325,9 @@ METRICS: dict[str, MetricInfo] = {
         "Open rows that such workers sent before they left.", "grows with workers_drained_total"
     ),
     "env_errors_total": _counter(
-        "Envs that failed, by reason: raised, hung, died.", "0", "grows: read console.log"
+        "Envs that failed, by reason: raised, hung, died, memory (held too much).",
+        "0",
+        "grows: read console.log",
     ),
     "rpc_errors_total": _counter(
         "Calls between roles that failed or were late, by reason.", "0", "grows: a role hangs"
@@ -421,7 +429,10 @@ ZEROS: dict[str, tuple[str, ...]] = {
         "agent_steps_total",
         "env_steps_total",
         *(f"episodes_total{{reason={reason}}}" for reason in ("terminated", "truncated", "error")),
-        *(f"env_errors_total{{reason={reason}}}" for reason in ("raised", "hung", "died")),
+        *(
+            f"env_errors_total{{reason={reason}}}"
+            for reason in ("raised", "hung", "died", "memory")
+        ),
         *(
             f"actor_seconds_total{{state={state}}}"
             for state in ("env", "inference", "encode", "blocked", "pull_weights")

@@ -1,13 +1,13 @@
 """Counters of the whole run: they go on where the run's last record left them, and over a hub that
-counts from 0 again.
+counts from 0 again. So do gauges that never fall.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from worldloom_dist.metrics.names import METRICS, split_key
+from worldloom_dist.metrics.names import METRICS, MetricInfo, split_key
 
 __all__ = ["RunTotals"]
 
@@ -18,11 +18,11 @@ counter that is as high as before was counted up from 0.
 
 
 class RunTotals:
-    """Adds up what a hub counts; no counter ever falls.
+    """Adds up what a hub counts; no counter ever falls, and no gauge that ``is_rising``.
 
     Args:
-        earlier: The last record of the run before a resume, ``{}`` for a new run; what is no
-            counter is passed over.
+        earlier: The last record of the run before a resume, ``{}`` for a new run; what is neither
+            is passed over.
 
     Example:
         >>> totals = RunTotals({"weights_published_total": 10.0})
@@ -34,7 +34,7 @@ class RunTotals:
     """
 
     def __init__(self, earlier: Mapping[str, object]) -> None:
-        self.values = dict(_counters(earlier))
+        self.values = {**dict(_counters(earlier)), **dict(_rising(earlier))}
         self._began = dict(self.values)
         self._seen = dict[str, float]()
 
@@ -48,6 +48,8 @@ class RunTotals:
                 value - before if value >= before else value
             )
             self._seen[key] = value
+        for key, value in _rising(snapshot):
+            self.values[key] = max(value, self.values.get(key, value))
 
     def grown(self, name: str) -> float:
         """By how much a counter has grown since this object was made, summed over its labels."""
@@ -59,11 +61,21 @@ class RunTotals:
 
 
 def _counters(values: Mapping[str, object]) -> Iterator[tuple[str, float]]:
+    return _numbers(values, lambda info: info.kind == "counter")
+
+
+def _rising(values: Mapping[str, object]) -> Iterator[tuple[str, float]]:
+    return _numbers(values, lambda info: info.is_rising)
+
+
+def _numbers(
+    values: Mapping[str, object], is_wanted: Callable[[MetricInfo], bool]
+) -> Iterator[tuple[str, float]]:
     for key, value in values.items():
         info = METRICS.get(split_key(key)[0])
         if (
             info is not None
-            and info.kind == "counter"
+            and is_wanted(info)
             and isinstance(value, int | float)
             and math.isfinite(value)
         ):

@@ -32,6 +32,7 @@ FAULTS = {
     "env_errors_total{reason=raised}": "envs raised an error",
     "env_errors_total{reason=hung}": "envs hung and were ended",
     "env_errors_total{reason=died}": "processes of envs died",
+    "env_errors_total{reason=memory}": "envs held too much memory and were ended",
     "learner_skipped_updates_total{reason=nonfinite}": "updates skipped: they were not finite",
     "checkpoint_failures_total": "checkpoints could not be written",
     "rpc_errors_total{reason=gone}": "calls failed, because the other role was gone",

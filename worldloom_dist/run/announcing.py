@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from worldloom.core.loopback import address_text
 from worldloom_dist.run.checks import without_effect
 from worldloom_dist.run.console import LogFile, Screen
 from worldloom_dist.run.folder import RunFolder
@@ -112,13 +113,17 @@ def announce(
         logger.info("standby  %s", describe_standby(plan.standby))
     if config.gateway_port is not None:
         ports = range(config.gateway_port, config.gateway_port + config.gateways)
-        where = ", ".join(f"{config.gateway.host}:{port}" for port in ports)
+        where = ", ".join(address_text(config.gateway.host, port) for port in ports)
         logger.info(
             "gateway  %s (%s)", where, "TLS" if config.gateway.tls_cert else "this machine only"
         )
     if port:
-        host = f"[{config.metrics_host}]" if ":" in config.metrics_host else config.metrics_host
-        logger.info("page     http://%s:%d/ (this run live; its metrics at /metrics)", host, port)
+        where = address_text(config.metrics_host, port)
+        logger.info("page     http://%s/ (this run live; its metrics at /metrics)", where)
+    elif config.metrics_port is None:
+        logger.warning(
+            "page     none, and no metrics: nothing can listen at %s here", config.metrics_host
+        )
     for flag, why in without_effect(config):
         logger.warning("%s has no effect %s", flag, why)
 

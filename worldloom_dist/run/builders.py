@@ -21,6 +21,7 @@ from worldloom.core.protocol import Agent, Policy
 from worldloom.data.selector_spec import parse_selector
 from worldloom.envs.config import NEUTRAL, EnvConfig, EnvLimits
 from worldloom.envs.factory import make_env
+from worldloom.envs.memory import MemoryWatch
 from worldloom.envs.vector import VectorEnv
 from worldloom_dist.actors.acting import ActClient
 from worldloom_dist.actors.evaluation import Evaluator
@@ -32,7 +33,14 @@ from worldloom_dist.replay.recovery import RecoveryProgress
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.held_out import build_held_out
-from worldloom_dist.run.plan import ActCosts, Plan, group_sizes, role_seed
+from worldloom_dist.run.plan import (
+    TORCH_WORKER_BYTES,
+    WORKER_BYTES,
+    ActCosts,
+    Plan,
+    group_sizes,
+    role_seed,
+)
 
 if TYPE_CHECKING:
     from worldloom.training.checkpoints import CheckpointStore
@@ -60,6 +68,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 MEASURE_S = 1.0
+OWN_FACTOR = 1.5
+"""A worker may hold this multiple of what it usually takes beside its envs."""
 
 
 def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs: int) -> VectorEnv:
@@ -75,6 +85,8 @@ def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs
         reset_timeout_s=actors.reset_timeout_s,
         max_failures=actors.max_env_failures,
         failure_window_s=actors.env_failure_window_s,
+        memory_gb=actors.env_memory_gb,
+        envs_here=config.num_envs,
         **({"grace_s": float("inf")} if plan.is_lockstep else {}),
     )
     # Ray's registry is known to Ray's processes only
@@ -84,6 +96,15 @@ def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs
     )
     seed = role_seed(plan, "worker", slot, incarnation, *([first_env] if first_env else []))
     return make_env(plan.env, num_envs=num_envs, seed=seed, limits=limits, processes=processes)
+
+
+def worker_memory(plan: Plan) -> MemoryWatch:
+    """Over a worker's own process, with the envs and perhaps the policy that are in it."""
+    config = plan.config
+    gb = config.actors.env_memory_gb
+    own_bytes = WORKER_BYTES if plan.inference == "central" else TORCH_WORKER_BYTES
+    limit_bytes = None if gb is None else 1e9 * gb * config.envs_per_worker + OWN_FACTOR * own_bytes
+    return MemoryWatch(limit_bytes, config.workers)
 
 
 def build_worker(
@@ -432,6 +453,7 @@ def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
             plan.env,
             num_envs=episodes,
             seed=seed,
+            limits=EnvLimits(memory_gb=plan.config.actors.env_memory_gb),
             processes=processes,
             is_exact=False,
             renders=videos > 0,

@@ -4,11 +4,13 @@ secrets, packages; and which flags have no effect.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import socket
 from typing import TYPE_CHECKING
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.loopback import IPV4, can_listen, usable_loopback
 from worldloom_dist.run.config import RunConfig
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ __all__ = [
     "check_gateways",
     "check_watching",
     "choose_port",
+    "with_usable_hosts",
     "without_effect",
 ]
 
@@ -36,6 +39,11 @@ def without_effect(config: RunConfig) -> list[tuple[str, str]]:
             "--inference central",
             "with --runtime local, where the policy lives beside its envs",
             config.runtime == "local" and config.inference == "central",
+        ),
+        (
+            "--actors.env-memory-gb",
+            "with --runtime local, whose envs are in its own process",
+            config.runtime == "local" and config.actors.env_memory_gb is not None,
         ),
         (
             "--inference-servers",
@@ -66,11 +74,21 @@ def without_effect(config: RunConfig) -> list[tuple[str, str]]:
     return [(flag, why) for flag, why, is_idle in given if is_idle]
 
 
+def with_usable_hosts(config: RunConfig) -> RunConfig:
+    """The same where it listens on the loopback of IPv4 and this machine has that of IPv6 alone."""
+    return dataclasses.replace(
+        config,
+        metrics_host=usable_loopback(config.metrics_host),
+        gateway=dataclasses.replace(config.gateway, host=usable_loopback(config.gateway.host)),
+    )
+
+
 def choose_port(config: RunConfig) -> int:
-    """The port of the metrics endpoint; 0 for none, with a warning where none is free.
+    """The port of the metrics endpoint; 0 for none: with a warning where none is free, and where
+    nothing can listen at the loopback.
 
     Raises:
-        ConfigurationError: If the user named a port that is taken.
+        ConfigurationError: If the user named a port that is taken, or no address of this machine.
     """
     if config.metrics_port == 0:
         return 0
@@ -81,20 +99,23 @@ def choose_port(config: RunConfig) -> int:
             f"metrics_host: {config.metrics_host!r} is no address of this machine ({error})"
         ) from error
     if config.metrics_port is not None:
-        if not _is_free(config.metrics_host, config.metrics_port):
+        if not can_listen(config.metrics_host, config.metrics_port):
             raise ConfigurationError(
                 f"metrics_port: {config.metrics_port} on {config.metrics_host} is in "
                 "use; name another one, or leave the flag out "
                 "to take the next free one, or 0 to serve no metrics"
             )
         return config.metrics_port
-    if not _is_free(config.metrics_host, 0):
+    if not can_listen(config.metrics_host, 0):
+        if config.metrics_host == RunConfig().metrics_host:
+            return 0  # a machine without a loopback; said when the run is announced
         raise ConfigurationError(
             f"metrics_host: nothing can listen at {config.metrics_host!r}, which is no address of "
-            "this machine; leave it out for 127.0.0.1, or turn metrics off with --metrics-port 0"
+            "this machine; name another one (ip addr shows them), or turn metrics off with "
+            "--metrics-port 0"
         )
     for port in range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED):
-        if _is_free(config.metrics_host, port):
+        if can_listen(config.metrics_host, port):
             return port
     logger.warning(
         "the run serves no metrics and no page: the ports %d to %d on %s are all in use; name "
@@ -142,7 +163,7 @@ def check_gateways(plan: Plan) -> None:
     access_of(config.gateway).check()
     check_specs(plan.env_spec)
     for port in range(config.gateway_port, config.gateway_port + config.gateways):
-        if config.address is None and not _is_free(config.gateway.host, port):
+        if config.address is None and not can_listen(config.gateway.host, port):
             raise ConfigurationError(
                 f"gateway_port: nothing can listen at {config.gateway.host}:{port}; name another "
                 "port, and an address of this machine"
@@ -163,7 +184,7 @@ def check_address(config: RunConfig) -> None:
     if not colon or not port.isdigit():
         return  # none, or a word like auto, which Ray resolves
     try:
-        socket.create_connection((host, int(port)), timeout=3.0).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=3.0).close()
     except OSError as error:
         raise ConfigurationError(
             f"address: nothing answers at {config.address} ({error}); start a cluster there first"
@@ -172,23 +193,11 @@ def check_address(config: RunConfig) -> None:
 
 def _check_loopback() -> None:
     try:
-        with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_server((IPV4, 0)) as server:
             socket.create_connection(server.getsockname(), timeout=LOOPBACK_S).close()
     except OSError as error:
         raise ConfigurationError(
             f"address: processes of this machine do not reach each other at 127.0.0.1 ({error}), "
-            "where Ray starts; run: ip link set lo up (Ray needs IPv4 there), name a cluster with "
-            "--address, or add --runtime local"
+            "where Ray starts; run: ip link set lo up (Ray needs IPv4 there, and does not "
+            "start with IPv6 alone), name a cluster with --address, or add --runtime local"
         ) from error
-
-
-def _is_free(host: str, port: int) -> bool:
-    """True when something can listen there, on IPv4 or IPv6."""
-    try:
-        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-    except OSError:
-        return False
-    return True

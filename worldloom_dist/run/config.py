@@ -60,6 +60,7 @@ BOUNDS_OF: Mapping[str, Mapping[str, Bounds]] = {
         ),
         **dict.fromkeys(("restart_window_s", "env_failure_window_s"), SECONDS),
         **dict.fromkeys(("pull_interval_s", "max_wait_ms"), WAIT_S),
+        "env_memory_gb": Bounds(above=0, most=10**9),
     },
     "replay": {
         **dict.fromkeys(("capacity_steps", "stride", "band_steps"), Bounds(1)),
@@ -110,6 +111,8 @@ class ActorsConfig:
     """Failures of one env within env_failure_window_s after which it is not rebuilt."""
     env_failure_window_s: float = 600.0
     """Window in which failures of an env are counted."""
+    env_memory_gb: float | None = None
+    """GB (1e9 bytes) an env may hold (default: half of all over the envs, if memory is short)."""
     supervise: bool = True
     """Run each env of a worker with several in a process of its own: a hang costs one env."""
     start_wave: int = 8

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from worldloom.algorithms.registry import architecture_changes, make_agent_config
+from worldloom.algorithms.registry import architecture_changes, make_agent_config, outside_module
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
 from worldloom.core.protocol import Agent
 from worldloom.hub.fetching import located
@@ -56,6 +56,13 @@ def _read(plan: Plan) -> SavedAgent:
         saved = SavedAgent.read(located(place, "init_from"))
     except (CheckpointError, ConfigurationError) as error:
         raise ConfigurationError(f"init_from: {error}") from error
+    outside = saved.agent_module
+    if outside is not None and outside != outside_module(plan.agent.name):
+        # not imported: who typed --agent has not named it
+        raise ConfigurationError(
+            f"init_from: {place} is another agent than this run trains, {saved.agent['name']}; use "
+            f"it (--agent {saved.agent['name']}), or leave --init-from out"
+        )
     settings = dict(saved.agent)
     try:
         theirs = make_agent_config(settings.pop("name"), settings)

@@ -8,7 +8,9 @@ picklable and needs no torch.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
+import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ import numpy as np
 from worldloom.algorithms.registry import AgentConfig, agent_spec, env_defaults
 from worldloom.core.devices import has_gpu_driver
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.memory import memory_total
 from worldloom.core.protocol import AgentSpec
 from worldloom.core.seeds import seed_of
 from worldloom.core.specs import ArraySpec, EnvSpec
@@ -42,6 +45,8 @@ __all__ = [
     "ActCosts",
     "Plan",
     "group_sizes",
+    "inference_question",
+    "known_inference",
     "may_use_gpu",
     "needs_measuring",
     "place_inference",
@@ -241,7 +246,7 @@ def resolve(
             f"share of it, got {config.learners}; choose a divisor, or another --agent.batch-size"
         )
     columns = observed.columns(spec.extras)
-    budget = replay_budget(config, columns, _memory_bytes())
+    budget = replay_budget(config, columns, memory_total())
     if size is not None and size != config.envs_per_worker:
         raise ConfigurationError(
             f"env {env.env!r} is a vector env of {size} envs, and envs_per_worker is "
@@ -287,10 +292,6 @@ def resolve_again(config: RunConfig, folder: RunFolder) -> Plan:
     return resolve(
         config, recorded=folder.env_spec() if config.env.is_none else None, stored=stored
     )
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def resolve_env(
@@ -346,7 +347,7 @@ def place_inference(plan: Plan, costs: ActCosts | None = None) -> tuple[str, str
         return "central", "several gateways share their decisions"
     if config.num_envs == 1 and not may_use_gpu(config):
         return "local", "one env: there is nothing to batch, and no GPU to decide on"
-    room = int(_memory_bytes() / 2 / TORCH_WORKER_BYTES)
+    room = int(memory_total() / 2 / TORCH_WORKER_BYTES)
     if config.address is None and config.workers > room:
         return (
             "central",
@@ -381,6 +382,38 @@ def may_use_gpu(config: RunConfig) -> bool:
 def needs_measuring(plan: Plan) -> bool:
     """True when :func:`place_inference` would guess."""
     return place_inference(plan)[1].startswith("not measured")
+
+
+PLACES = ("local", "central")
+
+
+def inference_question(plan: Plan) -> str:
+    """All that :func:`place_inference` depends on, this machine included: the same question has the
+    same answer.
+    """
+    config = plan.config
+    facts = (
+        config.inference,
+        *(config.workers, config.envs_per_worker, config.inference_servers),
+        *(config.actors.max_batch, config.actors.groups, config.learner.device, config.address),
+        dataclasses.asdict(plan.agent),  # type: ignore[call-overload]
+        plan.env_spec.to_dict(),
+        *(platform.node(), platform.machine(), os.cpu_count(), has_gpu_driver()),
+    )
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def known_inference(plan: Plan, earlier: object) -> tuple[str, str] | None:
+    """What was measured before a resume, if it was asked the same.
+
+    Args:
+        plan: Of the run that goes on.
+        earlier: ``inference`` of the summary that it left.
+    """
+    if not isinstance(earlier, Mapping) or earlier.get("question") != inference_question(plan):
+        return None
+    where, why = (str(earlier.get(name)) for name in ("where", "why"))
+    return (where, why) if where in PLACES and why.startswith("measured") else None
 
 
 def role_seed(plan: Plan, role: str, *index: int) -> int:

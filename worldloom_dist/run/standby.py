@@ -5,14 +5,12 @@ on where that was when it is killed. Decided before anything is started; needs n
 from __future__ import annotations
 
 import os
-from pathlib import Path
-
-import psutil
 
 from worldloom.core.devices import has_gpu_driver
+from worldloom.core.memory import memory_left
 from worldloom_dist.run.config import RunConfig
 
-__all__ = ["describe_standby", "keep_standby", "memory_left", "mirror_limit"]
+__all__ = ["describe_standby", "keep_standby", "mirror_limit"]
 
 NEEDED_BYTES = 1.5e9
 """Left of this machine's memory, beside what the other roles may take: a standby with torch and a
@@ -20,7 +18,6 @@ small model of its own takes a third of it.
 """
 MIRROR_SHARE = 4
 """At most one in this many bytes that are left holds the states that a standby follows."""
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def keep_standby(config: RunConfig, others_bytes: float = 0) -> tuple[bool, str]:
@@ -57,14 +54,3 @@ def describe_standby(decision: tuple[bool, str]) -> str:
 def mirror_limit() -> int:
     """Bytes that the states which a standby follows may take now."""
     return int(memory_left() / MIRROR_SHARE)
-
-
-def memory_left(cgroup: Path = CGROUP) -> int:
-    """Bytes that processes may take still, of this machine or of the container."""
-    left = int(psutil.virtual_memory().available)
-    try:
-        limit = (cgroup / "memory.max").read_text().strip()
-        used = int((cgroup / "memory.current").read_text())
-        return left if limit == "max" else max(0, min(left, int(limit) - used))
-    except (OSError, ValueError):  # no container, or one that does not say
-        return left

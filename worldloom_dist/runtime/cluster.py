@@ -15,6 +15,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import psutil
 from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import ConfigurationError, TrainingError
 from worldloom_dist.runtime.private_folders import make_held, release, sweep
-from worldloom_dist.runtime.server_watch import ServerWatch, lives
+from worldloom_dist.runtime.server_watch import DistantServer, ServerWatch, dead_servers, lives
 
 __all__ = ["CPUS_PER_ROLE", "choose_auth_mode", "ray_cluster", "store_used"]
 
@@ -56,10 +57,11 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[ServerWatch | None
     end.
 
     Yields:
-        What watches over the servers of a local cluster.
+        What watches over the servers.
 
     Raises:
         ConfigurationError: If nothing answers at ``address``.
+        TrainingError: If a local cluster does not start.
     """
     folder = private_folder() if address is None else None
     environment = dict(os.environ)
@@ -68,7 +70,7 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[ServerWatch | None
         import ray
 
         _connect(address, folder, run_id)
-        watch = None if folder is None else _watch(folder)
+        watch = _watch_head() if folder is None else _watch(folder)
         try:
             yield watch
         finally:
@@ -121,7 +123,19 @@ def _watch(folder: Path) -> ServerWatch:
         end_processes(marked(folder))
         release(folder)
 
-    return ServerWatch(core_servers(), clean_up)
+    return ServerWatch(partial(dead_servers, core_servers()), clean_up)
+
+
+def _watch_head() -> ServerWatch | None:
+    """Over the GCS of a cluster that we joined, and the raylet through which we did; None where Ray
+    does not say where they are.
+    """
+    from worldloom_dist.runtime.ray_internals import distant_servers
+
+    servers = [DistantServer(name, host, port) for name, host, port in distant_servers()]
+    if not servers:
+        return None
+    return ServerWatch(lambda: next(filter(None, (one() for one in servers)), ""), lambda: None)
 
 
 def marked(folder: Path) -> list[psutil.Process]:
@@ -206,11 +220,13 @@ def _connect(address: str | None, folder: Path | None, run_id: str) -> None:
         former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
         try:
             ray.init(object_store_memory=STORE_BYTES, **local, **common)
-        except Exception as error:  # Ray raises no kind of its own when its servers take long
+        except Exception as error:  # Ray raises that itself, where a server of it is late
+            end_processes(marked(folder))
             raise TrainingError(
-                f"Ray did not start on this machine ({first_line(error)}); its load is "
-                f"{os.getloadavg()[0]:.0f}: try again when it has less to do, or train without "
-                "Ray: --runtime local"
+                f"Ray did not start on this machine ({first_line(error)}); it may be too busy (its "
+                f"load is {os.getloadavg()[0]:.0f}), or "
+                "its name may lead to an address of IPv6 or of another machine (getent hosts "
+                "$(hostname)); try again, name a cluster with --address, or add --runtime local"
             ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)

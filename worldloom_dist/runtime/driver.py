@@ -48,7 +48,13 @@ from worldloom_dist.rpc.actor_client import GONE, submit
 from worldloom_dist.run.counts import Counts
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.intervals import Interval
-from worldloom_dist.run.plan import Plan, needs_measuring, place_inference
+from worldloom_dist.run.plan import (
+    Plan,
+    inference_question,
+    known_inference,
+    needs_measuring,
+    place_inference,
+)
 from worldloom_dist.run.report import Report
 from worldloom_dist.run.versions import build_facts
 from worldloom_dist.runtime.cluster import store_used
@@ -152,7 +158,12 @@ class RayRuntime:
             checks_memory=plan.config.learner.standby == "auto",
         )
         self.shutdown = Shutdown(self.supervisor, self.worker_pool)
-        self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
+        earlier = folder.read_json("summary.json").get("inference")
+        known = known_inference(plan, earlier) if needs_measuring(plan) else None
+        if known is not None:
+            self._plan = self.worker_pool.plan = replace(plan, measured_inference=known)
+        is_open = known is None and needs_measuring(plan)
+        self._measuring = begin_measuring(plan) if is_open else None
         if plan.config.address is not None:
             self._place_inference()  # on a cluster the other roles' places depend on it
         self._placement = Placement(plan.config, self._plan.inference)
@@ -219,8 +230,7 @@ class RayRuntime:
             lambda _: _start(place, WeightStoreRole, "weights", 0),
         )
         add("hub", 0, Hub.run_forever, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
-        if plan.measured_inference is None:
-            self._place_inference()  # the learner starts meanwhile
+        self._place_inference()  # the learner starts meanwhile
         plan = self._plan
         if plan.inference == "central":
             for index in range(plan.config.inference_servers):
@@ -252,11 +262,14 @@ class RayRuntime:
             self._add("gateway", index, Gateway.run_forever, make, is_vital=config.workers == 0)
 
     def _place_inference(self) -> None:
-        """Decide where the policy runs, by what it was measured to cost."""
+        """Decide where the policy runs, by what it was measured to cost; once."""
+        if self._report.inference:
+            return
         costs = end_measuring(self._measuring) if self._measuring is not None else None
         where, why = self._plan.measured_inference or place_inference(self._plan, costs)
         logger.info("inference: %s (%s)", where, why)
-        self._report.inference = {"where": where, "why": why}
+        question = inference_question(self._plan)
+        self._report.inference = {"where": where, "why": why, "question": question}
         self._plan = self.worker_pool.plan = replace(self._plan, measured_inference=(where, why))
 
     def _add(

@@ -22,6 +22,8 @@ from ray.exceptions import RayError
 
 from worldloom.core.devices import resolve_device, usable_device
 from worldloom.core.error_text import last_line
+from worldloom.core.memory import tree_of
+from worldloom.envs.memory import MemoryWatch
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.batching import Batcher
 from worldloom_dist.actors.evaluation import Evaluator
@@ -133,6 +135,7 @@ class EvaluatorRole:
         self._plan = plan
         self._videos = videos
         self.evaluator: Evaluator | None = None
+        self._memory = MemoryWatch(None, 1)
         self._log_forwarder = LogForwarder().listen()
         self._gone = threading.Event()
 
@@ -179,8 +182,9 @@ class EvaluatorRole:
         return steps * self._plan.env_spec.action_repeat
 
     def ping(self) -> dict[str, Any]:
-        """Alive."""
-        return {"pid": os.getpid(), "said": self._log_forwarder.drain()}
+        """Alive; ``stuck`` says that its envs hold too much memory."""
+        stuck = self._memory.complaint(lambda: tree_of(os.getpid()))
+        return {"pid": os.getpid(), "stuck": stuck, "said": self._log_forwarder.drain()}
 
     def run_forever(self) -> None:
         """Lasts as long as the process."""

@@ -24,11 +24,14 @@ _held: dict[Path, int] = {}
 
 def make_held(place: str) -> Path:
     """A folder that no one else can read, held as long as this process lives."""
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
-    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(file, fcntl.LOCK_EX)
-    _held[folder] = file
-    return folder
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file).st_nlink:
+            _held[folder] = file
+            return folder
+        os.close(file)  # another launcher swept it away before it was held
 
 
 def release(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The only places where we use what Ray does not document, each with what happens without it.
 
 ``own_servers``: without it a private cluster ends five seconds later. ``core_servers``: without it
-the death of a raylet is not told from that of the roles. ``draining_nodes``: without
+the death of a raylet is not told from that of the roles. ``distant_servers``: without it a run
+waits for a cluster whose head is gone until Ray ends its process. ``draining_nodes``: without
 it only the signal to a worker's process announces that its machine will go. Neither is used with a
 Ray outside the versions that ``pyproject.toml`` allows, and neither ever raises.
 """
@@ -17,7 +18,7 @@ from typing import Any
 import psutil
 import ray
 
-__all__ = ["core_servers", "draining_nodes", "is_known", "own_servers"]
+__all__ = ["core_servers", "distant_servers", "draining_nodes", "is_known", "own_servers"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,26 @@ def core_servers() -> dict[str, psutil.Process]:
     except Exception as error:  # as above
         say_once(f"{type(error).__name__}: {error}")
         return {}
+
+
+def distant_servers() -> list[tuple[str, str, int]]:
+    """Name, host and port of the servers of a cluster that we joined without which nothing works;
+    empty where Ray does not say.
+    """
+    if not _may_use():
+        return []
+    try:
+        context = ray.get_runtime_context()
+        host, _, port = str(context.gcs_address).rpartition(":")
+        found = [("the GCS of the cluster's head", host.strip("[]"), int(port))]
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
+            if node["NodeID"] == context.get_node_id():
+                where = (str(node["NodeManagerAddress"]), int(node["NodeManagerPort"]))
+                found.append(("the raylet of this machine", *where))
+        return found
+    except Exception as error:  # as above; over ray:// there is neither
+        say_once(f"{type(error).__name__}: {error}")
+        return []
 
 
 def _may_use() -> bool:

@@ -29,16 +29,16 @@ IS_FIRST = "is_first"
 class TrainedModule(TorchRLModule):
     """Acts with a checkpoint of a run.
 
-    ``model_config``: ``path``, as :func:`worldloom.load_agent` takes it, and ``seed`` of the draws
-    that acting makes (default 0).
+    ``model_config``: ``path``, as :func:`worldloom.load_agent` takes it, ``seed`` of the draws that
+    acting makes (default 0), and ``trust_env`` as there (default False).
     """
 
     def setup(self) -> None:
         """Read the checkpoint; RLlib calls it once in every process that acts.
 
         Raises:
-            ConfigurationError, CheckpointError: If there is no such agent, or if the env's spaces
-                are not those that it was trained for.
+            ConfigurationError, CheckpointError: If there is no such agent, if it is code that no
+                one has agreed to run, or if the env's spaces are not those that it was trained for.
         """
         given: Any = self.model_config
         settings = dict(given or {})
@@ -48,6 +48,7 @@ class TrainedModule(TorchRLModule):
                 f"{{'path': 'runs/quick-0001'}}, got {settings}"
             )
         saved = SavedAgent.read(expanded(settings["path"], "path"))
+        saved.check_code(trust_env=settings.get("trust_env") is True)
         observed, acted = saved.spaces()
         for name, found, wanted in (
             ("observation_space", self.observation_space, observed),

@@ -1,5 +1,6 @@
-"""Watches over the servers of a private Ray cluster: when the raylet or the GCS dies, every call
-into Ray may hang for minutes, and Ray's own client ends this process without a word after one.
+"""Watches over the servers of Ray: when the raylet or the GCS dies, every call into Ray may hang
+for minutes, and Ray's own client ends this process without a word after one. Those of a private
+cluster are processes of this machine, those of another one are asked over the network.
 
     a thread looks every second -> sentence is set -> the driver's thread raises it, writes the
     summary and leaves -> or, if it hangs in Ray, the thread does so in its place
@@ -9,18 +10,26 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 import psutil
 
-__all__ = ["ServerWatch", "lives"]
+from worldloom.core.loopback import address_text
+
+__all__ = ["DistantServer", "ServerWatch", "dead_servers", "lives"]
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
 LEAVE_WITHIN_S = 15.0
 """For the driver's thread to leave by itself."""
+SERVER_SILENT_S = 12.0
+"""Silence after which a distant server is lost; a GCS with Redis behind it may be started again
+until then.
+"""
 
 
 def lives(process: psutil.Process) -> bool:
@@ -31,11 +40,58 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
+def dead_servers(servers: Mapping[str, psutil.Process]) -> str:
+    """A sentence that names the servers of this machine that have died; empty while all live.
+
+    Args:
+        servers: By the names that Ray gives them.
+    """
+    dead = [name for name, process in servers.items() if not lives(process)]
+    if not dead:
+        return ""
+    names = " and ".join(f"{name} (pid {servers[name].pid})" for name in dead)
+    return f"Ray's {names} on this machine has died, and the run's roles with it"
+
+
+class DistantServer:
+    """A server of a cluster that we joined: called, it says in a sentence that it is lost.
+
+    Args:
+        name: For the sentence.
+        host, port: Where it listens.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, name: str, host: str, port: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._name = name
+        self._where = (host, port)
+        self._clock = clock
+        self._heard_at = clock()
+
+    def __call__(self) -> str:
+        """Connect, and hang up."""
+        try:
+            socket.create_connection(self._where, timeout=LOOK_EVERY_S).close()
+        except OSError as error:
+            silent_s = self._clock() - self._heard_at
+            if silent_s < SERVER_SILENT_S:
+                return ""
+            why = error.strerror or error
+            return (
+                f"{self._name} at {address_text(*self._where)} has not answered for "
+                f"{silent_s:.0f} s ({why}), and the run's roles are lost with it"
+            )
+        self._heard_at = self._clock()
+        return ""
+
+
 class ServerWatch:
     """The servers of one cluster.
 
     Args:
-        servers: By the names that Ray gives them.
+        look: Says in a sentence which server is lost; empty while none is.
         clean_up: Ends what is left of the cluster; called where the driver's thread cannot.
         leave: Ends this process with a status.
 
@@ -45,11 +101,11 @@ class ServerWatch:
 
     def __init__(
         self,
-        servers: Mapping[str, psutil.Process],
+        look: Callable[[], str],
         clean_up: Callable[[], None],
         leave: Callable[[int], object] = os._exit,
     ) -> None:
-        self._servers = dict(servers)
+        self._look = look
         self._clean_up = clean_up
         self._leave = leave
         self._is_over = threading.Event()
@@ -60,7 +116,7 @@ class ServerWatch:
 
     @property
     def sentence(self) -> str:
-        """Which server has died; empty while all live."""
+        """Which server is lost; empty while none is."""
         return self._dead
 
     def close(self) -> None:
@@ -74,10 +130,8 @@ class ServerWatch:
 
     def _watch(self) -> None:
         while not self._is_over.wait(LOOK_EVERY_S):
-            dead = [name for name, process in self._servers.items() if not lives(process)]
-            if dead:
-                names = " and ".join(f"{name} (pid {self._servers[name].pid})" for name in dead)
-                self._dead = f"Ray's {names} on this machine has died, and the run's roles with it"
+            self._dead = self._look()
+            if self._dead:
                 break
         if not self._dead or self._is_over.wait(LEAVE_WITHIN_S):
             return

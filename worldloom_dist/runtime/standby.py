@@ -23,9 +23,9 @@ from typing import Any
 
 import psutil
 
+from worldloom.core.memory import memory_left
 from worldloom_dist.interfaces import Learner
 from worldloom_dist.rpc.actor_client import submit
-from worldloom_dist.run.standby import memory_left
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.server_watch import lives
 from worldloom_dist.runtime.supervisor import Role, Supervisor

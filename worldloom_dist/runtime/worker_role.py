@@ -18,6 +18,8 @@ from typing import Any
 
 import ray
 
+from worldloom.core.memory import tree_of
+from worldloom.core.metrics import Sum
 from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalActing, RemoteActing
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
@@ -30,7 +32,7 @@ from worldloom_dist.interfaces import (
 )
 from worldloom_dist.ports import StepPermit, StepQuestion
 from worldloom_dist.rpc.connection import RpcClient
-from worldloom_dist.run.builders import build_grouped_worker, build_policy
+from worldloom_dist.run.builders import build_grouped_worker, build_policy, worker_memory
 from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.deadlines import DEADLINES
@@ -70,6 +72,7 @@ class WorkerRole:
         self._writer = ShardWriter(plan, slot, self._stopping)
         self._reporter = Reporter("actor", slot)
         self._log_forwarder = LogForwarder().listen()
+        self._memory = worker_memory(plan)
         self._doing = "starting"
         self._since = time.monotonic()
         self._steps = self._waiting = self._thread = 0
@@ -152,9 +155,22 @@ class WorkerRole:
         if limit is not None and seconds > limit and not (is_waiting or has_deadlines):
             status["stuck"] = f"its env did not return from {self._doing} for {seconds:.0f} s"
             status["stack"] = stack_of(self._thread)
+        status["stuck"] = status["stuck"] or self._memory_complaint()
         status["node"] = self._node
         status["said"] = self._log_forwarder.drain()
         return status
+
+    def _memory_complaint(self) -> str:
+        """What is wrong with this process's memory, that of its envs included unless these are
+        looked after.
+        """
+        pid = os.getpid()
+        looks_after = self._worker is not None and self._worker.has_deadlines
+        complaint = self._memory.complaint(lambda: [pid] if looks_after else tree_of(pid))
+        if not complaint:
+            return ""
+        self._reporter.emit({"env_errors_total{reason=memory}": Sum(1)})
+        return f"with its env {self._plan.env.env}, {complaint}"
 
     def stop(self) -> None:
         """Ask to end."""

@@ -54,6 +54,14 @@ def _sleep_with_the_lock() -> None:
     ctypes.PyDLL(None).sleep(1000)
 
 
+_hoard: list[bytes] = []
+
+
+def _hoard_memory() -> None:
+    _hoard.append(b"x" * 400_000_000)
+    time.sleep(2.0)  # longer than it takes until that is seen
+
+
 def _raise() -> None:
     raise RuntimeError("broken on purpose")
 
@@ -72,6 +80,10 @@ def hangs_in_reset() -> FaultyEnv:
 
 def exits() -> FaultyEnv:
     return FaultyEnv(lambda: os._exit(3))
+
+
+def hoards_memory() -> FaultyEnv:
+    return FaultyEnv(_hoard_memory)
 
 
 def calls_sys_exit() -> FaultyEnv:

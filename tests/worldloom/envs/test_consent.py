@@ -1,6 +1,7 @@
 """Env code of a folder that was made elsewhere runs only where that was agreed to."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import worldloom
 from tests.worldloom_dist.local_runs import start
 from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.algorithms.registry import outside_module
@@ -24,6 +26,7 @@ from worldloom.envs.consent import (
     sign_run,
 )
 from worldloom.export.exporting import export_policy
+from worldloom.training.saved_agents import SavedAgent
 from worldloom_dist.evaluate import evaluate, load_policy
 from worldloom_dist.serve import Served, serve
 
@@ -113,6 +116,73 @@ def test_the_code_of_a_received_agent_does_not_run_unasked(command, env, tmp_pat
     with pytest.raises(UntrustedEnvError, match="module evil"):
         ways[command]()
     assert not list(tmp_path.glob("*.ran"))
+
+
+@pytest.fixture(scope="module")
+def agent_of_theirs(tmp_path_factory):
+    """What ``Agent.save`` wrote of an agent from outside, as one gets it from someone."""
+    place = tmp_path_factory.mktemp("theirs")
+    words = [*TINY["tdmpc2:ci"], "--env", "toy:point", "--env-steps", "60"]
+    start(place / "run", *words).run()
+    saved = SavedAgent.read(place / "run")
+    theirs = dataclasses.replace(saved, agent={**saved.agent, "name": "evil_agent:x"})
+    (place / "evil_agent.py").write_text('open(__file__ + ".ran", "w").close()\n')
+    return theirs.save(place / "agent")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        worldloom.load_agent,
+        worldloom.Agent.load,
+        lambda folder: export_policy(folder, folder.parent / "out", format="safetensors"),
+        lambda folder: export_policy(
+            folder, folder.parent / "out", format="torch", observations="random"
+        ),
+        lambda folder: start(
+            folder.parent / "new", *TINY["tdmpc2:ci"], f"--init-from={folder}", "--env=toy:point"
+        ).run(),
+    ],
+    ids=["load_agent", "Agent.load", "weights", "export", "init-from"],
+)
+def test_an_agent_that_was_received_does_not_run_unasked(agent_of_theirs, call, monkeypatch):
+    monkeypatch.syspath_prepend(str(agent_of_theirs.parent))
+    with pytest.raises(ConfigurationError, match=r"module evil_agent|another agent") as caught:
+        call(agent_of_theirs)
+    assert "trust_env=True" in str(caught.value) or "--init-from" in str(caught.value)
+    assert not list(agent_of_theirs.parent.glob("*.ran"))
+    assert "evil_agent" not in sys.modules
+
+
+def test_an_agent_that_was_received_is_loaded_once_that_is_agreed(agent_of_theirs, monkeypatch):
+    monkeypatch.syspath_prepend(str(agent_of_theirs.parent))
+    with pytest.raises(ConfigurationError, match="evil_agent"):  # it holds no agent
+        worldloom.load_agent(agent_of_theirs, trust_env=True)
+    (ran,) = agent_of_theirs.parent.glob("*.ran")
+    ran.unlink()
+    sys.modules.pop("evil_agent", None)
+    with pytest.raises(ConfigurationError, match="trust_env must be"):
+        worldloom.load_agent(agent_of_theirs, trust_env="yes")
+
+
+def test_an_agent_of_ones_own_is_saved_and_loaded_without_a_question(agent_of_theirs, tmp_path):
+    saved = SavedAgent.read(agent_of_theirs)
+    assert saved.agent_module == "evil_agent"
+    with pytest.raises(UntrustedEnvError):
+        SavedAgent.read(saved.save(tmp_path / "copy")).check_code(trust_env=False)
+    run = tmp_path / "run"
+    shutil.copytree(agent_of_theirs, run / "checkpoints" / "step-1")
+    sign_run(run, saved.env.name, "evil_agent")
+    own = SavedAgent.read(run / "checkpoints" / "step-1")
+    SavedAgent.read(own.save(tmp_path / "elsewhere")).check_code(trust_env=False)
+
+
+def test_both_modules_that_would_run_are_named(tmp_path):
+    with pytest.raises(UntrustedEnvError, match=r"env 'a:B' and agent are .* module a .*module c"):
+        check_env_code(tmp_path, "a:B", "c", trust_env=False)
+    with pytest.raises(UntrustedEnvError, match=r"its agent is .* module c "):
+        check_env_code(tmp_path, "a:B", "c", trust_env=False, runs_env=False)
+    check_env_code(tmp_path, "a:B", trust_env=False, runs_env=False)
 
 
 def test_an_env_that_serve_would_not_use_is_refused_and_is_no_consent(tmp_path):

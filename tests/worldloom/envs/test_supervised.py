@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 
 from tests.ending import ended
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, StateError
+from worldloom.core.memory import MemoryBound
 from worldloom.envs import supervised as supervised_module
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import make_env
+from worldloom.envs.memory import MemoryWatch
 from worldloom.envs.supervised import SupervisedVectorEnv
 from worldloom.envs.vector import EnvStep, sample_actions
 
@@ -91,6 +94,7 @@ def test_processes_give_the_same_rows_as_envs_in_this_process(
         ("segfaults", "died", "killed by SIGSEGV"),
         ("raises", "raised", "RuntimeError: broken on purpose"),
         ("calls_sys_exit", "raised", "SystemExit: 3"),
+        ("hoards_memory", "memory", "GB of memory, more than the 0.3 that --actors.env-memory-gb"),
         ("gives_nan", "raised", "not finite"),
         ("gives_wrong_shape", "raised", "observation 'obs'"),
     ],
@@ -102,7 +106,10 @@ def test_misbehaving_env_costs_itself_only_and_comes_back(
     opened: list[SupervisedVectorEnv],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    limits = EnvLimits(step_timeout_s=2.0, reset_timeout_s=2.0) if kind == "hung" else EnvLimits()
+    limits = {
+        "hung": EnvLimits(step_timeout_s=2.0, reset_timeout_s=2.0),
+        "memory": EnvLimits(memory_gb=0.3, grace_s=30.0),
+    }.get(kind, EnvLimits())
     env = supervised(opened, f"faulty_envs:{name}", limits)
     first = env.reset()
     assert first.live.all()
@@ -124,6 +131,36 @@ def test_misbehaving_env_costs_itself_only_and_comes_back(
     assert not is_running(before[broken] or 0)
     if kind == "hung":
         assert "faulty_envs.py" in caplog.text, "the log must hold the stack of the env that hung"
+
+
+def test_an_env_that_holds_too_much_is_named_in_the_log(
+    opened: list[SupervisedVectorEnv], caplog: pytest.LogCaptureFixture
+) -> None:
+    env = supervised(opened, "faulty_envs:hoards_memory", EnvLimits(memory_gb=0.3, grace_s=30.0))
+    env.reset()
+    with caplog.at_level(logging.WARNING, logger="worldloom"):
+        step_until_back(env)
+    (fault,) = env.drain_faults()
+    said = f"env {fault.env} was ended for its memory (failure 1 in the window): it held 0."
+    assert said in caplog.text
+
+
+def test_where_memory_is_short_only_the_one_that_grew_is_ended(
+    opened: list[SupervisedVectorEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine of 1.2 GB for 2 envs, of which nearly nothing is left from the beginning."""
+    tight = MemoryBound("container", 1_200_000_000, 10_000_000)
+    monkeypatch.setattr(
+        supervised_module, "MemoryWatch", partial(MemoryWatch, bounds=lambda: [tight])
+    )
+    env = supervised(opened, "faulty_envs:hoards_memory", EnvLimits(grace_s=30.0))
+    env.reset()
+    before = env.pids
+    step_until_back(env)
+    (fault,) = env.drain_faults()
+    assert fault.kind == "memory"
+    assert "container's 1.2 GB 0.01 were left" in fault.detail
+    assert env.pids[1 - fault.env] == before[1 - fault.env]
 
 
 def test_others_go_on_while_one_hangs_until_its_deadline(opened: list[SupervisedVectorEnv]) -> None:

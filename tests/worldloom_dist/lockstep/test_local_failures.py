@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +11,14 @@ import torch
 from tests.integration.running import check_counting, read_journals, rows_of
 from tests.worldloom_dist.local_runs import newest_state
 from tests.worldloom_dist.mortal_envs import MortalEnv
-from tests.worldloom_dist.small_runs import start
+from tests.worldloom_dist.small_runs import COUNTING, start
 from worldloom.core.exceptions import EnvFailureError, TrainingError
+from worldloom.core.memory import MemoryBound
 from worldloom.core.specs import EnvSpec
+from worldloom.envs.memory import MemoryWatch
 from worldloom.training.checkpoints import CheckpointStore
 from worldloom_dist.learner.step import CaptureFailedError
+from worldloom_dist.lockstep import runtime as runtime_module
 
 WORDS = ["--env", "tests.worldloom_dist.mortal_envs:MortalEnv", "--actors.max-env-failures", "2"]
 BROKEN = "raised: RuntimeError: broken on purpose"
@@ -148,3 +152,18 @@ def test_after_a_capture_that_failed_the_run_goes_on_eagerly_and_its_summary_say
         assert start(folder, *words, "--learner.compile", "graph").run() == "completed"
     assert summary_of(folder)["eager"] == why
     assert f"learner.compile is off, because a learner of the run failed: {why}" in caplog.text
+
+
+def test_a_process_whose_envs_took_all_memory_leaves_with_a_checkpoint(tmp_path, monkeypatch):
+    tight = [MemoryBound("container", 100_000_000, 1_000_000)]
+    watch = partial(MemoryWatch, bounds=lambda: tight, sleep=lambda _: None)
+    monkeypatch.setattr(runtime_module, "MemoryWatch", watch)
+    monkeypatch.setattr(runtime_module, "LOOK_EVERY_S", 0.0)
+    run = start(tmp_path / "run", *COUNTING, "--env-steps", "300")
+    with pytest.raises(TrainingError, match=r"held .* GB of memory, and of the container's 0.1 GB"):
+        run.run()
+    summary = summary_of(tmp_path / "run")
+    assert summary["status"] == "failed"
+    assert "--resume" in summary["error"]
+    tight[0] = MemoryBound("machine", 100 * 10**9, 90 * 10**9)
+    assert start(tmp_path / "run", "--resume", str(tmp_path / "run")).run() == "completed"

@@ -98,6 +98,46 @@ def test_gauges_of_instances_are_combined_as_the_table_says():
     )
 
 
+def test_a_version_never_falls_whoever_reports_last():
+    """Workers and inference servers report in any order, and late over a slow network; one that has
+    just started has older weights than those that act.
+    """
+    hub = MetricsHub("r1")
+    seen = []
+    for role, index, version in (
+        ("inference", 0, 154),
+        ("actor", 0, 153),
+        ("inference", 0, 155),
+        ("actor", 0, 155),
+        ("actor", 1, 0),  # a worker that joins
+        ("actor", 1, 156),
+        ("actor", 0, 156),
+        ("learner", 0, 157),
+        ("inference", 0, 157),
+    ):
+        hub.emit(role, index, {"policy_version": Last(float(version))})
+        seen.append(hub.snapshot()["policy_version"])
+    assert seen == sorted(seen)
+    assert seen[-1] == 156, "the oldest weights in use, of all roles"
+
+
+def test_the_oldest_version_is_that_of_the_living():
+    now = [1000.0]
+    hub = MetricsHub("r1", clock=lambda: now[0])
+    for worker in (0, 1):
+        hub.emit("actor", worker, {"policy_version": Last(4.0)})
+    now[0] += 2 * hub_module.SUMMED_FOR_S
+    hub.emit("actor", 0, {"policy_version": Last(9.0)})
+    assert hub.snapshot()["policy_version"] == 9.0
+
+
+def test_memory_of_the_run_is_that_of_all_roles():
+    hub = MetricsHub("r1")
+    for role in ("actor", "learner"):
+        hub.emit(role, 0, {"process_resident_memory_bytes": Last(100.0)})
+    assert hub.snapshot()["process_resident_memory_bytes"] == 200.0
+
+
 def test_counters_exist_before_anything_happens_and_empty_histograms_say_nothing():
     hub = MetricsHub("r1")
     hub.emit("replay", 0, {"policy_lag_updates": Histogram.of((1.0, 2.0))})

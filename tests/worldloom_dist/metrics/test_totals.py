@@ -43,3 +43,16 @@ def test_a_hub_that_began_again_and_counted_as_far_is_told_by_the_cpu_time():
         seen.append(totals.grown("env_errors_total"))
     assert seen == [2, 3, 3, 4, 7]
     assert totals.values["process_cpu_seconds_total"] == 18.0
+
+
+def test_a_version_stays_where_it_was_over_a_resume_and_over_a_hub_that_begins_again():
+    totals = RunTotals({"policy_version": 5.0, "loss{name=total}": 9.0})
+    assert totals.values == {"policy_version": 5.0}
+    seen = []
+    for version in (3.0, 7.0, 6.0, 8.0):
+        totals.update({"policy_version": version, "policy_version{which=newest}": version + 1})
+        seen.append(
+            (totals.values["policy_version"], totals.values["policy_version{which=newest}"])
+        )
+    assert seen == [(5, 4), (7, 8), (7, 8), (8, 9)]
+    assert totals.grown("policy_lag_updates") == 0

@@ -11,6 +11,8 @@ from worldloom_dist.run.plan import (
     ActCosts,
     Plan,
     group_sizes,
+    inference_question,
+    known_inference,
     needs_measuring,
     place_inference,
     resolve,
@@ -92,3 +94,26 @@ def test_vector_env_of_fixed_size_must_be_asked_for_as_it_is(
         plan_of(env=env, envs_per_worker=2)
     plan = plan_of(env=env, envs_per_worker=3, inference="central")
     assert group_sizes(plan) == [3], "it cannot be divided into groups"
+
+
+def test_a_resume_does_not_measure_again_what_has_not_changed() -> None:
+    plan = plan_of()
+    measured = {"where": "local", "why": "measured: 1 ms", "question": inference_question(plan)}
+    assert known_inference(plan_of(), measured) == ("local", "measured: 1 ms")
+    assert known_inference(plan_of(env_steps=10_000), measured) is not None
+    for changes in ({"workers": 5}, {"envs_per_worker": 3}, {"inference_servers": 2}):
+        assert known_inference(plan_of(**changes), measured) is None
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [None, {}, "local", {"where": "local", "why": "measured"}, {"where": "moon"}, {"why": "asked"}],
+)
+def test_what_an_earlier_version_or_a_damaged_summary_says_is_measured_again(
+    earlier: object,
+) -> None:
+    plan = plan_of()
+    question = {"question": inference_question(plan)}
+    assert known_inference(plan, earlier) is None
+    if isinstance(earlier, dict) and earlier.get("where") != "local":
+        assert known_inference(plan, {**earlier, **question}) is None

@@ -5,7 +5,7 @@ import pytest
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.run import standby as module
 from worldloom_dist.run.cli import parse
-from worldloom_dist.run.standby import describe_standby, keep_standby, memory_left, mirror_limit
+from worldloom_dist.run.standby import describe_standby, keep_standby, mirror_limit
 
 BASE = ("--preset", "debug", "--runtime", "ray", "--learner.device", "cpu", "--learner.standby")
 
@@ -61,14 +61,3 @@ def test_a_local_run_has_none():
 def test_the_announcement_says_what_happens_when_a_learner_dies():
     assert "goes on when that dies" in describe_standby((True, "x"))
     assert "started again from its newest checkpoint (x)" in describe_standby((False, "x"))
-
-
-def test_a_container_s_limit_counts(tmp_path, monkeypatch):
-    monkeypatch.undo()
-    free = memory_left(tmp_path)
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("1\n")
-    assert memory_left(tmp_path) == pytest.approx(free, rel=0.5)
-    (tmp_path / "memory.max").write_text("3000\n")
-    (tmp_path / "memory.current").write_text("1000\n")
-    assert memory_left(tmp_path) == 2000

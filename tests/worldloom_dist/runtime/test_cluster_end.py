@@ -1,6 +1,7 @@
 """How a private cluster is stopped: at once, and whole."""
 
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -9,9 +10,10 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import ray
 from ray._private import worker
 
-from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.exceptions import ConfigurationError, TrainingError
 from worldloom_dist.runtime import cluster, ray_internals
 
 SERVER = """
@@ -90,3 +92,20 @@ def test_a_temporary_folder_that_is_too_long_for_a_socket_is_passed_over(tmp_pat
             cluster.private_folder()
     finally:
         shutil.rmtree(short)
+
+
+def test_a_ray_that_does_not_start_is_one_sentence_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[subprocess.Popen] = []
+
+    def late(**_: object) -> None:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", late)
+    says = r"^Ray did not start on this machine \(The current"
+    with pytest.raises(TrainingError, match=says), cluster.ray_cluster(None, "run"):
+        pass
+    with started[0] as server:
+        assert server.wait(10) == -signal.SIGKILL

@@ -1,8 +1,11 @@
 """Folders with a token are private, and go also where their launcher could not remove them."""
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from worldloom_dist.runtime.private_folders import LOCK, make_held, release, sweep
 
@@ -44,3 +47,25 @@ def test_own_folders_and_those_that_are_not_a_launchers_stay(tmp_path: Path) -> 
     assert all(path.exists() for path in (mine, foreign, target / LOCK, sneaky))
     release(mine)
     assert not mine.exists()
+
+
+def test_a_folder_that_another_launcher_sweeps_away_in_the_making_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several launchers start at the same time: between making the lock and holding it, a folder
+    looks like one whose launcher is dead.
+    """
+    swept: list[Path] = []
+    flock = fcntl.flock
+
+    def late(file: int, how: int) -> None:
+        if how == fcntl.LOCK_EX and not swept:
+            sweep([str(tmp_path)], swept.append)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    mine = make_held(str(tmp_path))
+    assert len(swept) == 1
+    assert mine.is_dir()
+    assert mine not in swept
+    release(mine)

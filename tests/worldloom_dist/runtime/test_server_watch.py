@@ -1,8 +1,10 @@
 """The servers of a private cluster: their death is known, and ends the run with a sentence."""
 
+import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from types import MappingProxyType
 
 import psutil
@@ -14,7 +16,7 @@ from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.report import Report
 from worldloom_dist.runtime import cluster, server_watch
 from worldloom_dist.runtime.driver import RayRuntime
-from worldloom_dist.runtime.server_watch import ServerWatch
+from worldloom_dist.runtime.server_watch import DistantServer, ServerWatch, dead_servers
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -29,7 +31,7 @@ def server(monkeypatch):
 
 def watch_over(server, left, **settings):
     return ServerWatch(
-        {"raylet": psutil.Process(server.pid)},
+        partial(dead_servers, {"raylet": psutil.Process(server.pid)}),
         lambda: left.append("cleaned up"),
         lambda status: left.append(status),
         **settings,
@@ -107,3 +109,22 @@ def test_processes_of_a_cluster_are_known_by_their_mark(tmp_path, monkeypatch):
             assert [process.pid for process in cluster.marked(tmp_path)] == [mine.pid]
             other.kill()
         mine.kill()
+
+
+def test_a_distant_server_may_be_away_for_a_moment_and_is_lost_after_that():
+    now = [0.0]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        server = DistantServer("the GCS of the cluster's head", "127.0.0.1", port, lambda: now[0])
+        assert server() == ""
+        now[0] = 100.0
+        assert server() == ""
+    now[0] += server_watch.SERVER_SILENT_S - 1
+    assert server() == ""
+    with socket.create_server(("127.0.0.1", port)):
+        assert server() == "", "it was started again"
+    now[0] += server_watch.SERVER_SILENT_S + 1
+    assert server() == (
+        f"the GCS of the cluster's head at 127.0.0.1:{port} has not answered for 13 s "
+        "(Connection refused), and the run's roles are lost with it"
+    )
