@@ -114,7 +114,7 @@ class ObsLayout:
         )
         if not names:
             raise ConfigurationError(
-                "observations are empty; dreamerv3 needs at least one image or vector key"
+                "observations are empty; an agent needs at least one image or vector key"
             )
         return cls(images, vectors)
 
@@ -208,7 +208,7 @@ class ActionLayout:
         )
         if not keys or any(not key.width for key in keys):
             raise ConfigurationError(
-                "the action space is empty; dreamerv3 needs at least one action of size >= 1"
+                "the action space is empty; an agent needs at least one action of size >= 1"
             )
         return cls(keys)
 
