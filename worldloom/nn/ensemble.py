@@ -9,6 +9,7 @@ K outputs.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -195,19 +196,28 @@ class PlainEnsemble(nn.Module):
     def reset_parameters(self) -> None:
         """Draw U(-1, 1) / sqrt(fan in), as PyTorch does for a linear layer."""
         for layer in self.layers:
-            bound = layer.weight.shape[-1] ** -0.5  # type: ignore[union-attr, operator]
+            bound = 1.0 / math.sqrt(layer.get_parameter("weight").shape[-1])
             for parameter in layer.parameters():
                 parameter.uniform_(-bound, bound)
 
-    def forward(self, x: Tensor, *, is_frozen: bool = False) -> Tensor:
+    @property
+    def stacked(self) -> list[StackedLayer]:
+        """The parameters, layer by layer."""
+        return [layer.stacked() for layer in self.layers]  # type: ignore[operator]
+
+    @property
+    def frozen(self) -> list[StackedLayer]:
+        """The same without gradient."""
+        return [layer.detach() for layer in self.stacked]
+
+    def forward(self, x: Tensor, layers: list[StackedLayer] | None = None) -> Tensor:
         """All members: [R, I] or [Q, R, I] -> [Q, R, K].
 
         Args:
             x: One input for all members, or one for each.
-            is_frozen: Let the gradient reach ``x`` alone, at half the price.
+            layers: From :attr:`frozen`, to let the gradient reach ``x`` alone, at half the price.
         """
-        *hidden, last = [layer.stacked() for layer in self.layers]  # type: ignore[operator]
+        *hidden, last = self.stacked if layers is None else layers
         for layer in hidden:
-            x = F.relu((layer.detach() if is_frozen else layer).product(x))
-        result: Tensor = (last.detach() if is_frozen else last).product(x)
-        return result
+            x = F.relu(layer.product(x))
+        return last.product(x)

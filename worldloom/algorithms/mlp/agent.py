@@ -32,6 +32,7 @@ from worldloom.core.specs import EnvSpec
 from worldloom.nn.generators import seeded_generator
 from worldloom.nn.optim import ClippedAdam
 from worldloom.nn.returns import ReturnNormalizer
+from worldloom.nn.running_moments import RunningMoments
 from worldloom.nn.snapshot import check_shapes
 
 __all__ = ["MLPAgent", "make_agent", "make_policy"]
@@ -50,17 +51,22 @@ class MLPAgent(MLPPolicy):
         self, config: MLPAgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0
     ) -> None:
         super().__init__(config, env, device=device, seed=seed)
+        config = self.config
         self.scales = LossScales(
             reconstruction=config.reconstruction_scale,
+            prediction=config.prediction_scale,
             dynamics=config.dynamics_scale,
             reward=config.reward_scale,
             done=config.done_scale,
-            discount=config.discount,
+            discount=self.discount,
             lam=config.lam,
             uncertainty_bonus=config.uncertainty_bonus,
         )
-        rate = config.policy_learning_rate
-        rates = {"model": config.learning_rate, "actor": rate, "critic": rate}
+        rates = {
+            "model": config.learning_rate,
+            "actor": config.policy_learning_rate,
+            "critic": config.value_learning_rate,
+        }
         self.optimizers = {
             part: ClippedAdam(
                 named,
@@ -88,6 +94,7 @@ class MLPAgent(MLPPolicy):
         ``spec.sampling.window_rows`` rows.
         """
         data = self._window_batch(batch)
+        moments = self._moments(data)
         model = model_loss(self.networks.model, data, self.scales)
         gradients = {"model": self._gradients("model", model.total)}
         totals = {"model": model.total}
@@ -98,6 +105,8 @@ class MLPAgent(MLPPolicy):
         metrics |= {f"loss/{part}": total.detach() for part, total in behaviour.items()}
         bad, norms = self._apply(gradients, totals)
         with torch.no_grad():
+            for running, averages in moments:
+                running.move(averages, bad)
             for held, new in zip(self.spread_state, spread, strict=True):
                 held.copy_(torch.where(bad > 0, held, new))
             rate = self.config.slow_rate * (1 - bad)
@@ -107,6 +116,15 @@ class MLPAgent(MLPPolicy):
             for slow, fast in pairs:
                 slow.lerp_(fast, rate)
         return TrainOutput(model.metrics | metrics | norms, bad)
+
+    def _moments(self, data: WindowBatch) -> list[tuple[RunningMoments, Tensor]]:
+        """Running moments of observations and rewards, and their averages after this batch."""
+        model = self.networks.model
+        values = (
+            (model.obs_moments, data.vector.flatten(0, 1)),
+            (model.reward_moments, data.reward.flatten()[:, None]),
+        )
+        return [(held, held.moved(self._ranks.gather(value))) for held, value in values]
 
     def _behaviour(
         self, model: ModelLoss, data: WindowBatch
@@ -124,13 +142,19 @@ class MLPAgent(MLPPolicy):
         start_weight = data.goes_on[rows].flatten()
         _, scale = self.spread.offset_scale(self.spread_state)
         actor = actor_loss(
-            self.networks, dreamt, start_weight, self.scales, scale, config.entropy_scale
+            self.networks,
+            dreamt,
+            start_weight,
+            self.scales,
+            scale,
+            config.entropy_scale,
+            config.mean_scale,
         )
         spread = self.spread.update(self.spread_state, self._ranks.gather(actor.returns.T))
         imagined = critic_loss(
             self.networks, dreamt.latent[:-1].detach(), actor.returns, actor.weight
         )
-        real = real_critic_loss(self.networks, model.latent, data, config.discount)
+        real = real_critic_loss(self.networks, model.latent, data, self.discount)
         metrics = actor.metrics | {
             "loss/critic_imagined": imagined.detach(),
             "loss/critic_real": real.detach(),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldloom.algorithms.mlp.model import LatentModel, Networks, disagreement
+from worldloom.algorithms.mlp.model import Frozen, LatentModel, Networks, disagreement
 from worldloom.nn.distributions import two_hot, two_hot_loss
 from worldloom.nn.returns import lambda_return
 
@@ -58,6 +58,7 @@ class LossScales:
     """Weights of the model's losses, and what actor and critic look at."""
 
     reconstruction: float
+    prediction: float
     dynamics: float
     reward: float
     done: float
@@ -79,18 +80,21 @@ def model_loss(model: LatentModel, batch: WindowBatch, scales: LossScales) -> Mo
 
     From the first row of each window, and from the first row of an episode inside it, every member
     follows the actions that were taken; row t+1 is compared with the latent that the encoder gives
-    it (no gradient into it), and reward and termination with what arrived there.
+    it (no gradient into it) and, decoded, with the observation, reward and termination with what
+    arrived there. Numbers count in units of their running deviation.
 
-    Source: the guide's training step (reconstruction, dynamics and reward by mean squared error,
-    termination by binary cross-entropy), with the dynamics unrolled over the window instead of one
-    step.
+    Source: the guide's training step (reconstruction of a row and of the predicted next one,
+    dynamics and reward by mean squared error, termination by binary cross-entropy), with the
+    dynamics unrolled over the window instead of one step.
     """
     steps, rows = batch.reward.shape
     vector = batch.vector.flatten(0, 1)
     image = None if batch.image is None else batch.image.flatten(0, 1)
     latent = model.encode_parts(vector, image)
-    error = F.mse_loss(model.decoder(latent), model.target(vector, image))
+    seen = model.target(vector, image)
+    error = F.mse_loss(model.decoder(latent), seen)
     latent = latent.view(steps + 1, rows, -1)
+    seen = seen.view(steps + 1, rows, -1)
     target = latent.detach()
     current = latent[0].expand(model.dynamics.members, -1, -1)
     predicted = []
@@ -102,16 +106,17 @@ def model_loss(model: LatentModel, batch: WindowBatch, scales: LossScales) -> Mo
     joint = torch.stack(predicted, 1)  # [K, T, B, L]
     reward, logit = model.arrival(joint.flatten(1, 2))
     shape = (len(joint), steps, rows)
-    weight = batch.live / batch.live.sum().clamp(min=1.0)
+    _, spread = model.reward_moments.mean_and_std()
     gaps = {
+        "prediction": (model.decoder(joint) - seen[1:]).square().mean(-1),
         "dynamics": (joint - target[1:]).square().mean(-1),
-        "reward": (reward.view(shape) - batch.reward).square(),
+        "reward": ((reward.view(shape) - batch.reward) / spread).square(),
         "done": F.binary_cross_entropy_with_logits(
             logit.view(shape), batch.terminated.expand(shape), reduction="none"
         ),
     }
     parts = {"reconstruction": error}
-    parts |= {name: (gap.mean(0) * weight).sum() for name, gap in gaps.items()}
+    parts |= {name: (gap * batch.live).mean() for name, gap in gaps.items()}
     total = torch.stack([getattr(scales, name) * value for name, value in parts.items()]).sum()
     metrics = {f"loss/{name}": value.detach() for name, value in parts.items()}
     metrics["disagreement"] = disagreement(joint.detach().flatten(1, 2)).mean()
@@ -125,12 +130,14 @@ class Imagined(NamedTuple):
         latent: [H+1, R, L].
         log_prob: [H, R] of the choices among classes; 0 where there are none.
         entropy: [H, R].
+        raw_mean: [H, R, ...] means of continuous actions before their tanh.
         reward, cont: [H+1, R] on arrival; row 0 is unused.
     """
 
     latent: Tensor
     log_prob: Tensor
     entropy: Tensor
+    raw_mean: Tensor
     reward: Tensor
     cont: Tensor
 
@@ -148,41 +155,48 @@ def imagine(
         bonus: Reward per unit of disagreement, see :func:`disagreement`.
     """
     model = networks.model
+    frozen = model.freeze()
     members, rows, _ = start.shape
     latent = start
     latents = [start]
-    log_probs = []
-    entropies = []
+    heads = []
+    actions = []
     doubts = []
     for t in range(len(uniform)):
-        out = networks.actor(latent.flatten(0, 1))
-        action = networks.actor.sample(out, uniform[t], normal[t])
-        log_probs.append(networks.actor.log_prob(out, action, is_discrete_only=True))
-        entropies.append(torch.stack(list(networks.actor.entropies(out).values())).sum(0))
+        heads.append(networks.actor(latent.flatten(0, 1)))
+        action = networks.actor.sample(heads[t], uniform[t], normal[t])
+        actions.append(action)
         action = action.view(members, rows, -1)
         if bonus:
-            latent, doubt = _next_and_doubt(model, latent, action)
+            latent, doubt = _next_and_doubt(model, latent, action, frozen)
             doubts.append(doubt)
         else:
-            latent = model.next(latent, action, is_frozen=True)
+            latent = model.next(latent, action, frozen)
         latents.append(latent)
+    out = {name: torch.stack([head[name] for head in heads]) for name in heads[0]}
+    log_prob = networks.actor.log_prob(out, torch.stack(actions), is_discrete_only=True)
+    entropy = torch.stack(list(networks.actor.entropies(out).values())).sum(0)
     path = torch.stack(latents, 1)  # [K, H+1, B, L]
     shape = (members, len(latents), rows)
-    reward, logit = model.arrival(path.flatten(1, 2), is_frozen=True)
+    reward, logit = model.arrival(path.flatten(1, 2), frozen)
     reward = reward.view(shape).transpose(0, 1).flatten(1)
     cont = torch.sigmoid(-logit).view(shape).transpose(0, 1).flatten(1)
     if bonus:
         reward = torch.cat([reward[:1], reward[1:] + bonus * torch.stack(doubts)])
+    means = [value for name, value in out.items() if name.endswith("/mean")]
+    raw_mean = torch.cat([*means, entropy.new_zeros(*entropy.shape, 0)], -1)
     latent = path.transpose(0, 1).flatten(1, 2)
-    return Imagined(latent, torch.stack(log_probs), torch.stack(entropies), reward, cont)
+    return Imagined(latent, log_prob, entropy, raw_mean, reward, cont)
 
 
-def _next_and_doubt(model: LatentModel, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+def _next_and_doubt(
+    model: LatentModel, latent: Tensor, action: Tensor, frozen: Frozen
+) -> tuple[Tensor, Tensor]:
     """Each row's next latent in its own member [K, B, L], and how far the members are apart about
     it [K B].
     """
     members, rows, width = latent.shape
-    everyone = model.next(latent.flatten(0, 1), action.flatten(0, 1), is_frozen=True)
+    everyone = model.next(latent.flatten(0, 1), action.flatten(0, 1), frozen)
     own = torch.stack([everyone[k, k * rows : (k + 1) * rows] for k in range(members)])
     return own.view(members, rows, width), disagreement(everyone)
 
@@ -203,6 +217,7 @@ def actor_loss(
     scales: LossScales,
     scale: Tensor,
     entropy_scale: float,
+    mean_scale: float,
 ) -> ActorCriticLoss:
     """What the actor minimises: minus the lambda-return, through the model for continuous actions
     and by the score function for choices among classes, each step with the chance that it is
@@ -215,9 +230,12 @@ def actor_loss(
         scales: Discount and lambda.
         scale: 0-d spread of returns, by which they are divided.
         entropy_scale: Factor of the entropy bonus.
+        mean_scale: Factor of the squares of ``raw_mean``: a mean far out in its tanh feels no
+            gradient any more.
 
     Source: DreamerV2, arXiv:2010.02193v4, Eq. 4 and 6 (return, and its two gradients); the scale of
-    returns is DreamerV3's (arXiv:2301.04104v2, Eq. 11-12).
+    returns is DreamerV3's (arXiv:2301.04104v2, Eq. 11-12); the squares are those of SAC's code
+    (github.com/haarnoja/sac, ``policy_mean_reg_weight``).
     """
     value = networks.value(dreamt.latent, is_slow=True)
     by_row = [x.transpose(0, 1) for x in (dreamt.reward, dreamt.cont, value)]
@@ -231,6 +249,7 @@ def actor_loss(
     advantage = ((returns - value[:-1]) / scale).detach()
     gain = returns / scale if returns.requires_grad else returns.detach()
     objective = gain + dreamt.log_prob * advantage + entropy_scale * dreamt.entropy
+    objective = objective - mean_scale * dreamt.raw_mean.square().sum(-1)
     metrics = {
         "value": value.detach().mean(),
         "return": returns.detach().mean(),
@@ -242,9 +261,7 @@ def actor_loss(
     return ActorCriticLoss(-(weight * objective).mean(), returns.detach(), weight, metrics)
 
 
-def critic_loss(
-    networks: Networks, latent: Tensor, returns: Tensor, weight: Tensor
-) -> Tensor:
+def critic_loss(networks: Networks, latent: Tensor, returns: Tensor, weight: Tensor) -> Tensor:
     """Cross-entropy of the critic at ``latent`` [..., L] against returns, weighted. 0-d."""
     logits = networks.critic(latent)["value"]
     return (weight * two_hot_loss(logits, [two_hot(returns, networks.bins)])).mean()

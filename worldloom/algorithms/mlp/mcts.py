@@ -32,9 +32,7 @@ NOISE = 0.25
 """Share of noise in the priors of a root that explores."""
 
 
-def puct_scores(
-    prior: Tensor, visits: Tensor, value: Tensor, low: Tensor, high: Tensor
-) -> Tensor:
+def puct_scores(prior: Tensor, visits: Tensor, value: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """What selection maximises over the edges of one node per env, [N, C].
 
     q + prior sqrt(sum visits) / (1 + visits) (c1 + log((sum visits + c2 + 1) / c2)), with q the
@@ -124,9 +122,15 @@ class TreeSearch:
         nodes = self.config.simulations + 1
         members = networks.model.dynamics.members
         shape = (rows, nodes, self.choices)
-        edges = [latent.new_zeros(shape) for _ in range(5)]
-        child = torch.full(shape, -1, dtype=torch.long, device=latent.device)
-        tree = Tree(latent.new_zeros(nodes, members, rows, width), *edges, child)
+        tree = Tree(
+            latent=latent.new_zeros(nodes, members, rows, width),
+            prior=latent.new_zeros(shape),
+            visits=latent.new_zeros(shape),
+            total=latent.new_zeros(shape),
+            reward=latent.new_zeros(shape),
+            alive=latent.new_zeros(shape),
+            child=torch.full(shape, -1, dtype=torch.long, device=latent.device),
+        )
         tree.latent[0] = latent
         prior = self._prior(networks, latent)
         if noise is not None:
@@ -171,8 +175,7 @@ class TreeSearch:
             is_on = is_on & (child >= 0)
             node = torch.where(is_on, child, node)
         # a way that was cut by depth ends in an edge that leads to a node: imagine it once more
-        ends = [path[-1][0], path[-1][1]]
-        return path, ends[0], ends[1]
+        return path, path[-1][0], path[-1][1]
 
     def _expand(
         self,
@@ -194,7 +197,7 @@ class TreeSearch:
             reward = reward + self.config.uncertainty_bonus * disagreement(latent)
         tree.latent[size] = latent
         tree.reward[rows, node, edge] = reward
-        tree.alive[rows, node, edge] = torch.sigmoid(-logit).mean(0) * self.config.discount
+        tree.alive[rows, node, edge] = torch.sigmoid(-logit).mean(0) * (self.config.discount or 1.0)
         is_new = tree.child[rows, node, edge] < 0
         held = tree.child[rows, node, edge]
         tree.child[rows, node, edge] = torch.where(is_new, torch.full_like(held, size), held)

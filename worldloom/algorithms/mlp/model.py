@@ -8,23 +8,27 @@ K members, R rows, L latent, A encoded action, O numbers of an observation, P re
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldloom.algorithms.mlp.networks import plain_mlp
-from worldloom.algorithms.mlp.spec import MLPAgentConfig
+from worldloom.algorithms.mlp.spec import OBS_LEAST, REWARD_LEAST, MLPAgentConfig
 from worldloom.core.specs import EnvSpec
 from worldloom.nn.actor import Actor
 from worldloom.nn.conv import CHANNELS, ConvTower
 from worldloom.nn.dense import Head
 from worldloom.nn.distributions import symexp_bins, two_hot_mean
-from worldloom.nn.ensemble import PlainEnsemble
+from worldloom.nn.ensemble import PlainEnsemble, StackedLayer
 from worldloom.nn.layout import ActionLayout, ObsLayout, VectorKey, missing, one_hot_groups
+from worldloom.nn.running_moments import RunningMoments
 
-__all__ = ["LatentModel", "Networks", "disagreement", "legal"]
+__all__ = ["Frozen", "LatentModel", "Networks", "disagreement", "legal"]
 
+BIN_LIMIT = 10.0
+"""Outermost bins of the critic, in symlog space: TD-MPC2's."""
 SHRINK = 4
 """Images are reconstructed at a quarter of the height and width."""
 
@@ -41,6 +45,14 @@ def disagreement(latent: Tensor) -> Tensor:
     -> [R].
     """
     return latent.var(0, correction=0).mean(-1).add(1e-12).sqrt()
+
+
+class Frozen(NamedTuple):
+    """Weights of all members without gradient; see :meth:`LatentModel.freeze`."""
+
+    dynamics: list[StackedLayer]
+    reward: list[StackedLayer]
+    done: list[StackedLayer]
 
 
 class LatentModel(nn.Module):
@@ -68,6 +80,8 @@ class LatentModel(nn.Module):
         self.dynamics = PlainEnsemble(count, latent + action_width, (hidden, hidden), latent)
         self.reward = PlainEnsemble(count, latent, (hidden,), 1)
         self.done = PlainEnsemble(count, latent, (hidden,), 1)
+        self.obs_moments = RunningMoments(obs.vector_width, least=OBS_LEAST)
+        self.reward_moments = RunningMoments(1, least=REWARD_LEAST)
 
     def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Latents [R, L] of raw observations per key [R, ...]."""
@@ -75,11 +89,11 @@ class LatentModel(nn.Module):
 
     def encode_parts(self, vector: Tensor, image: Tensor | None) -> Tensor:
         """Latents [R, L] of what :meth:`parts` gives."""
-        if self.tower is None or image is None:
-            encoded: Tensor = self.encoder(vector)
-            return encoded
-        tokens: Tensor = self.encoder(torch.cat([vector, self.tower(image)], -1))
-        return tokens
+        tokens = self.obs_moments.scaled(vector)
+        if self.tower is not None and image is not None:
+            tokens = torch.cat([tokens, self.tower(image)], -1)
+        encoded: Tensor = self.encoder(tokens)
+        return encoded
 
     def parts(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """All vectors side by side [R, O], as they are, and all images on one canvas or None."""
@@ -90,23 +104,29 @@ class LatentModel(nn.Module):
         return torch.cat([_numbers(key, obs[key.name]) for key in self.obs.vectors], -1), image
 
     def target(self, vector: Tensor, image: Tensor | None) -> Tensor:
-        """What the decoder should give, [R, O + P]: numbers as they are, images averaged down."""
+        """What the decoder should give, [R, O + P]: numbers in units of their deviation, images
+        averaged down.
+        """
+        scaled = self.obs_moments.scaled(vector)
         if image is None:
-            return vector
-        small = F.avg_pool2d(image, SHRINK).flatten(1)
-        return torch.cat([vector, small], -1)
+            return scaled
+        return torch.cat([scaled, F.avg_pool2d(image, SHRINK).flatten(1)], -1)
 
-    def next(self, latent: Tensor, action: Tensor, *, is_frozen: bool = False) -> Tensor:
+    def next(self, latent: Tensor, action: Tensor, frozen: Frozen | None = None) -> Tensor:
         """Each member's next latent. [K, R, L] (or [R, L] for all), actions of the same leading
         axes -> [K, R, L].
         """
         joint = torch.cat([latent, legal(action)], -1)
-        return self.dynamics(joint, is_frozen=is_frozen)  # type: ignore[no-any-return]
+        return self.dynamics(joint, frozen and frozen.dynamics)  # type: ignore[no-any-return]
 
-    def arrival(self, latent: Tensor, *, is_frozen: bool = False) -> tuple[Tensor, Tensor]:
+    def arrival(self, latent: Tensor, frozen: Frozen | None = None) -> tuple[Tensor, Tensor]:
         """Reward on arrival and the logit of having ended. [K, R, L] -> [K, R] each."""
-        reward = self.reward(latent, is_frozen=is_frozen).squeeze(-1)
-        return reward, self.done(latent, is_frozen=is_frozen).squeeze(-1)
+        reward = self.reward_moments.restored(self.reward(latent, frozen and frozen.reward))
+        return reward.squeeze(-1), self.done(latent, frozen and frozen.done).squeeze(-1)
+
+    def freeze(self) -> Frozen:
+        """The members' weights without gradient, for :meth:`next` and :meth:`arrival`."""
+        return Frozen(self.dynamics.frozen, self.reward.frozen, self.done.frozen)
 
 
 class Networks(nn.Module):
@@ -131,7 +151,7 @@ class Networks(nn.Module):
         self.critic, self.slow = heads
         self.slow.requires_grad_(False)
         self.slow.load_state_dict(self.critic.state_dict())
-        self.register_buffer("bins", symexp_bins(config.bins), persistent=False)
+        self.register_buffer("bins", symexp_bins(config.bins, limit=BIN_LIMIT), persistent=False)
 
     def value(self, latent: Tensor, *, is_slow: bool = False) -> Tensor:
         """Expected return. [..., L] -> [...]."""
@@ -142,11 +162,11 @@ class Networks(nn.Module):
         """What a decision reads, by name: the encoder and the actor, for a search also the
         ensemble and the critic.
         """
-        parts = ["model.encoder.", "model.tower.", "actor."]
+        parts = ["model.obs_moments.", "model.encoder.", "model.tower.", "actor."]
         if is_planner:
-            parts += ["model.dynamics.", "model.reward.", "model.done.", "critic."]
+            parts += ["model.dynamics.", "model.reward", "model.done.", "critic."]
         wanted = tuple(parts)
-        return {name: p.detach() for name, p in self.named_parameters() if name.startswith(wanted)}
+        return {name: t for name, t in self.state_dict().items() if name.startswith(wanted)}
 
     def groups(self) -> Iterator[tuple[str, dict[str, nn.Parameter]]]:
         """What each optimizer trains: name -> parameters by name."""

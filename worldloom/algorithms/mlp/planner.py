@@ -89,12 +89,10 @@ class SequenceSearch:
         config = self.config
         rows = len(latent)
         samples, horizon, width = self.shape
-        choice, random, chosen = uniform.split(
-            [1, self.fresh * horizon * width, self.num_uniform - 1 - self.fresh * horizon * width],
-            1,
-        )
-        own = normal.shape[1] - (self.iterations - 1) * samples * horizon * width
-        jitter, noise = normal.split([own, normal.shape[1] - own], 1)
+        free = self.fresh * horizon * width
+        refits = (self.iterations - 1) * samples * horizon * width
+        choice, random, chosen = torch.split(uniform, [1, free, self.num_uniform - 1 - free], 1)
+        jitter, noise = torch.split(normal, [self.num_normal - refits, refits], 1)
         sequences = random.view(rows, self.fresh, horizon, width) * 2 - 1
         if config.num_policy_samples:
             shapes = self.proposal_shapes
@@ -138,7 +136,7 @@ class SequenceSearch:
             networks,
             latent,
             self._legal(sequences),
-            discount=self.config.discount,
+            discount=self.config.discount or 1.0,
             bonus=self.config.uncertainty_bonus,
         )
 
@@ -147,14 +145,14 @@ class SequenceSearch:
         if all(not key.classes for key in self.layout.keys):
             return numbers
         parts = []
-        for key, part in zip(
-            self.layout.keys, numbers.split([k.width for k in self.layout.keys], -1), strict=True
-        ):
-            for group in part.split(list(key.classes), -1) if key.classes else ():
-                best = group.argmax(-1, keepdim=True)
-                parts.append(one_hot_groups(best, (group.shape[-1],)))
+        split = torch.split(numbers, [key.width for key in self.layout.keys], -1)
+        for key, part in zip(self.layout.keys, split, strict=True):
             if not key.classes:
                 parts.append(part)
+                continue
+            for group in torch.split(part, list(key.classes), -1):
+                best = group.argmax(-1, keepdim=True)
+                parts.append(one_hot_groups(best, (group.shape[-1],)))
         return torch.cat(parts, -1)
 
 

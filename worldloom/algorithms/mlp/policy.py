@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldloom.algorithms.mlp.model import Networks
 from worldloom.algorithms.mlp.planner import Search, make_search
-from worldloom.algorithms.mlp.spec import MLPAgentConfig, make_spec
+from worldloom.algorithms.mlp.spec import MLPAgentConfig, make_spec, resolve
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.protocol import ActOutput, Carry
 from worldloom.core.specs import EnvSpec
@@ -46,9 +46,10 @@ class MLPPolicy:
         num_envs: int | None = None,
     ) -> None:
         self.spec = make_spec(config, env)
-        self.config = config
+        self.config = config = resolve(config, env)
         self.env = env
         self.device = torch.device(device)
+        self.discount = config.discount or 1.0
         init, acting, self._train_seed = np.random.SeedSequence(seed).spawn(3)
         with fresh_weights(init):
             networks = Networks(config, env)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from worldloom.algorithms.mlp.config import PUBLIC_PRESETS
+from worldloom.core.discounts import derived_discount
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.protocol import AgentSpec, SamplingSpec
@@ -22,14 +23,20 @@ __all__ = [
     "ARCHITECTURE",
     "DEFAULT_PRESET",
     "ENV_DEFAULTS",
+    "OBS_LEAST",
     "PRESETS",
+    "REWARD_LEAST",
     "Acting",
     "MLPAgentConfig",
     "make_spec",
+    "resolve",
 ]
 
 DEFAULT_PRESET = "small"
 Acting = Literal["actor-critic", "cem", "random-shooting", "mcts"]
+OBS_LEAST = 0.05
+REWARD_LEAST = 0.1
+"""Smallest deviations in whose units observations and rewards are read and predicted."""
 MOST_CHOICES = 256
 """Joint discrete actions that a search tree may branch into."""
 
@@ -75,8 +82,8 @@ class MLPAgentConfig:
     """Width of actor and critic."""
     policy_layers: int = 2
     """Hidden layers of actor and critic."""
-    bins: int = 255
-    """Bins of the critic."""
+    bins: int = 101
+    """Bins of the critic, symexp-spaced up to 22,000."""
 
     batch_size: int = 32
     """Windows per update."""
@@ -92,13 +99,17 @@ class MLPAgentConfig:
     learning_rate: float = 1e-3
     """Step size of Adam for the model."""
     policy_learning_rate: float = 3e-4
-    """Step size of Adam for actor and critic."""
+    """Step size of Adam for the actor."""
+    value_learning_rate: float = 1e-3
+    """Step size of Adam for the critic."""
     weight_decay: float = 1e-6
     """L2 regularization of the model."""
     grad_clip: float = 1.0
     """Largest global gradient norm, for model, actor and critic each."""
     reconstruction_scale: float = 1.0
     """Weight of the reconstruction loss."""
+    prediction_scale: float = 1.0
+    """Weight of the reconstruction loss of predicted latents."""
     dynamics_scale: float = 1.0
     """Weight of the latent prediction loss."""
     reward_scale: float = 1.0
@@ -106,17 +117,19 @@ class MLPAgentConfig:
     done_scale: float = 1.0
     """Weight of the termination loss."""
 
-    horizon: int = 8
+    horizon: int = 10
     """Imagined steps from each start, for actor and critic."""
-    discount: float = 0.99
-    """Discount per decision."""
+    discount: float | None = None
+    """Discount per decision; None looks a fifth of the episode limit ahead, 0.95 to 0.99."""
     lam: float = 0.95
     """Weight of longer returns in the lambda-return."""
-    entropy_scale: float = 1e-3
+    entropy_scale: float = 3e-3
     """Factor of the actor's entropy bonus."""
+    mean_scale: float = 1e-3
+    """Weight of the squared means of continuous actions before tanh, which would saturate."""
     real_value_scale: float = 0.3
     """Weight of the critic's loss on real steps, beside that on imagined ones."""
-    slow_rate: float = 0.02
+    slow_rate: float = 0.05
     """Share of the critic that enters its slow copy after each update."""
     return_rate: float = 0.01
     """Rate of the averages by which returns are scaled."""
@@ -165,7 +178,7 @@ class MLPAgentConfig:
 
     @property
     def is_planner(self) -> bool:
-        """Does acting search, rather than ask the actor?"""
+        """Whether acting searches, rather than ask the actor."""
         return self.acting != "actor-critic"
 
 
@@ -174,12 +187,17 @@ _COUNTS = (
     *("batch_size", "batch_length", "prefill_agent_steps", "horizon", "plan_horizon"),
     *("num_samples", "num_elites", "iterations", "simulations"),
 )
-_SCALES = ("reconstruction_scale", "dynamics_scale", "reward_scale", "done_scale")
+_SCALES = (
+    *("reconstruction_scale", "prediction_scale", "dynamics_scale"),
+    *("reward_scale", "done_scale"),
+)
 BOUNDS: Mapping[str, Bounds] = {
     **dict.fromkeys(_COUNTS, Bounds(1)),
     **dict.fromkeys(("num_policy_samples", "pretrain_updates", "weight_decay"), NOT_NEGATIVE),
-    **dict.fromkeys((*_SCALES, "entropy_scale", "real_value_scale"), NOT_NEGATIVE),
-    **dict.fromkeys(("learning_rate", "policy_learning_rate", "grad_clip"), POSITIVE),
+    **dict.fromkeys((*_SCALES, "entropy_scale", "mean_scale", "real_value_scale"), NOT_NEGATIVE),
+    **dict.fromkeys(
+        ("learning_rate", "policy_learning_rate", "value_learning_rate", "grad_clip"), POSITIVE
+    ),
     **dict.fromkeys(("slow_rate", "discount"), Bounds(above=0, most=1)),
     **dict.fromkeys(("lam", "return_rate"), FRACTION),
     "updates_per_decision": POSITIVE,
@@ -192,7 +210,7 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 }
 """Preset -> sizes of the model: the public ones, with the members that the agent trains."""
 _FURTHER: Mapping[str, Mapping[str, Any]] = {
-    "ci": {"policy_dim": 32, "conv_depth": 2, "bins": 63},
+    "ci": {"policy_dim": 32, "conv_depth": 2, "bins": 41},
     "base": {"policy_dim": 256, "batch_size": 64},
     "medium": {"policy_dim": 256, "batch_size": 64, "conv_depth": 32},
     "large": {"policy_dim": 512, "batch_size": 128, "conv_depth": 32},
@@ -211,6 +229,15 @@ def _preset(name: str) -> Callable[[], MLPAgentConfig]:
 
 PRESETS: Mapping[str, Callable[[], MLPAgentConfig]] = {name: _preset(name) for name in SIZES}
 """Preset name -> config."""
+
+
+def resolve(config: MLPAgentConfig, env: EnvSpec) -> MLPAgentConfig:
+    """Fill in what follows the environment: the discount, see :func:`derived_discount`."""
+    if config.discount is not None:
+        return config
+    return replace(
+        config, discount=derived_discount(env.episode_limit, denom=5, low=0.95, high=0.99)
+    )
 
 
 def make_spec(config: MLPAgentConfig, env: EnvSpec) -> AgentSpec:
