@@ -222,6 +222,21 @@ class ActionLayout:
         parts = [key.encode(action[key.name]) for key in self.keys]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
+    def to_env(self, encoded: Tensor) -> dict[str, Tensor]:
+        """Encoded actions [N, A] as envs take them, in tensors: classes as int32, numbers clipped
+        to [-1, 1].
+        """
+        found = {}
+        parts = torch.split(encoded, [key.width for key in self.keys], -1)
+        for key, part in zip(self.keys, parts, strict=True):
+            if key.classes:
+                codes = torch.split(part, list(key.classes), -1)
+                value = torch.stack([code.argmax(-1) for code in codes], -1).to(torch.int32)
+            else:
+                value = part.clamp(-1.0, 1.0)
+            found[key.name] = value.reshape(-1, *key.shape)
+        return found
+
 
 def missing(flat: Tensor) -> Tensor:
     """Where a key has no value: any of its numbers is -inf, or any of its signed integers -1. [N,
