@@ -56,9 +56,18 @@ class Actor(nn.Module):
         uniform = sum(len(key.classes) for key in self.layout.keys)
         return uniform, sum(key.width for key in self.layout.keys if not key.classes)
 
-    def sample(self, out: Mapping[str, Tensor], uniform: Tensor, normal: Tensor) -> Tensor:
+    def sample(
+        self,
+        out: Mapping[str, Tensor],
+        uniform: Tensor,
+        normal: Tensor,
+        straight_through: float = 0.0,
+    ) -> Tensor:
         """Encoded actions [..., A] from draws [..., number of uniforms] and [..., number of
         normals].
+
+        With ``straight_through`` the codes of classes pass that share of their gradient on to the
+        probabilities, as if they were these (DreamerV2, arXiv:2010.02193v4, Algorithm 1).
         """
         parts = []
         used_uniform = 0
@@ -66,8 +75,12 @@ class Actor(nn.Module):
         for key in self.layout.keys:
             if key.classes:
                 for group in torch.split(out[f"{key.name}/logits"], list(key.classes), -1):
-                    classes = sample_classes(group.softmax(-1), uniform[..., used_uniform])
-                    parts.append(one_hot_groups(classes.unsqueeze(-1), (group.shape[-1],)))
+                    probs = group.softmax(-1)
+                    classes = sample_classes(probs, uniform[..., used_uniform])
+                    code = one_hot_groups(classes.unsqueeze(-1), (group.shape[-1],))
+                    if straight_through:
+                        code = code + straight_through * (probs - probs.detach())
+                    parts.append(code)
                     used_uniform += 1
             else:
                 mean, std = self._normal(out, key)

@@ -61,6 +61,7 @@ class MLPAgent(MLPPolicy):
             discount=self.discount,
             lam=config.lam,
             uncertainty_bonus=config.uncertainty_bonus,
+            straight_through=config.straight_through,
         )
         rates = {
             "model": config.learning_rate,
@@ -136,9 +137,8 @@ class MLPAgent(MLPPolicy):
         config = self.config
         rows = [k % len(model.latent) for k in range(config.ensemble_size)]
         start = model.latent[rows]
-        dreamt = imagine(
-            self.networks, start, *self._own_draws(start.shape[1]), config.uncertainty_bonus
-        )
+        draws = self._own_draws(start.shape[1])
+        dreamt = imagine(self.networks, start, *draws, self.scales)
         start_weight = data.goes_on[rows].flatten()
         _, scale = self.spread.offset_scale(self.spread_state)
         actor = actor_loss(

@@ -65,6 +65,7 @@ class LossScales:
     discount: float
     lam: float
     uncertainty_bonus: float
+    straight_through: float
 
 
 class ModelLoss(NamedTuple):
@@ -143,17 +144,23 @@ class Imagined(NamedTuple):
 
 
 def imagine(
-    networks: Networks, start: Tensor, uniform: Tensor, normal: Tensor, bonus: float
+    networks: Networks,
+    start: Tensor,
+    uniform: Tensor,
+    normal: Tensor,
+    scales: LossScales,
 ) -> Imagined:
     """Follow the actor from ``start`` [K, B, L], the rows of member k in member k. The gradient
-    flows through states and continuous actions into the actor, and not into the model.
+    flows through states and actions into the actor, for choices among classes the share
+    ``straight_through`` of it, and not into the model.
 
     Args:
         networks: Model and actor.
         start: Latents without gradient.
         uniform, normal: [H, K B, ...] draws of the actions.
-        bonus: Reward per unit of disagreement, see :func:`disagreement`.
+        scales: Share of the gradient; reward per unit of disagreement, see :func:`disagreement`.
     """
+    bonus = scales.uncertainty_bonus
     model = networks.model
     frozen = model.freeze()
     members, rows, _ = start.shape
@@ -164,7 +171,7 @@ def imagine(
     doubts = []
     for t in range(len(uniform)):
         heads.append(networks.actor(latent.flatten(0, 1)))
-        action = networks.actor.sample(heads[t], uniform[t], normal[t])
+        action = networks.actor.sample(heads[t], uniform[t], normal[t], scales.straight_through)
         actions.append(action)
         action = action.view(members, rows, -1)
         if bonus:
@@ -174,7 +181,7 @@ def imagine(
             latent = model.next(latent, action, frozen)
         latents.append(latent)
     out = {name: torch.stack([head[name] for head in heads]) for name in heads[0]}
-    log_prob = networks.actor.log_prob(out, torch.stack(actions), is_discrete_only=True)
+    log_prob = networks.actor.log_prob(out, torch.stack(actions).detach(), is_discrete_only=True)
     entropy = torch.stack(list(networks.actor.entropies(out).values())).sum(0)
     path = torch.stack(latents, 1)  # [K, H+1, B, L]
     shape = (members, len(latents), rows)
@@ -219,9 +226,9 @@ def actor_loss(
     entropy_scale: float,
     mean_scale: float,
 ) -> ActorCriticLoss:
-    """What the actor minimises: minus the lambda-return, through the model for continuous actions
-    and by the score function for choices among classes, each step with the chance that it is
-    reached.
+    """What the actor minimises: minus the lambda-return, each step with the chance that it is
+    reached. The gradient of continuous actions goes through the model; that of choices among
+    classes in part through the model, straight through the choice, in part by the score function.
 
     Args:
         networks: Their slow critic ends the returns.
@@ -233,7 +240,8 @@ def actor_loss(
         mean_scale: Factor of the squares of ``raw_mean``: a mean far out in its tanh feels no
             gradient any more.
 
-    Source: DreamerV2, arXiv:2010.02193v4, Eq. 4 and 6 (return, and its two gradients); the scale of
+    Source: DreamerV2, arXiv:2010.02193v4, Eq. 4 and 6 (return, and its two gradients;
+    their rho is 1 - ``straight_through``); the scale of
     returns is DreamerV3's (arXiv:2301.04104v2, Eq. 11-12); the squares are those of SAC's code
     (github.com/haarnoja/sac, ``policy_mean_reg_weight``).
     """
@@ -248,7 +256,8 @@ def actor_loss(
     weight = alive.cumprod(0)
     advantage = ((returns - value[:-1]) / scale).detach()
     gain = returns / scale if returns.requires_grad else returns.detach()
-    objective = gain + dreamt.log_prob * advantage + entropy_scale * dreamt.entropy
+    score = (1 - scales.straight_through) * dreamt.log_prob * advantage
+    objective = gain + score + entropy_scale * dreamt.entropy
     objective = objective - mean_scale * dreamt.raw_mean.square().sum(-1)
     metrics = {
         "value": value.detach().mean(),

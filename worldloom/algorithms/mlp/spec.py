@@ -127,6 +127,8 @@ class MLPAgentConfig:
     """Factor of the actor's entropy bonus."""
     mean_scale: float = 1e-3
     """Weight of the squared means of continuous actions before tanh, which would saturate."""
+    straight_through: float = 0.5
+    """For classes: share of the actor's gradient through the model; the rest by score function."""
     real_value_scale: float = 0.3
     """Weight of the critic's loss on real steps, beside that on imagined ones."""
     slow_rate: float = 0.05
@@ -199,7 +201,7 @@ BOUNDS: Mapping[str, Bounds] = {
         ("learning_rate", "policy_learning_rate", "value_learning_rate", "grad_clip"), POSITIVE
     ),
     **dict.fromkeys(("slow_rate", "discount"), Bounds(above=0, most=1)),
-    **dict.fromkeys(("lam", "return_rate"), FRACTION),
+    **dict.fromkeys(("lam", "return_rate", "straight_through"), FRACTION),
     "updates_per_decision": POSITIVE,
     "bins": Bounds(2),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ SCALES = LossScales(
     discount=0.9,
     lam=0.8,
     uncertainty_bonus=0.0,
+    straight_through=0.0,
 )
 
 
@@ -115,7 +117,7 @@ def test_members_begin_apart_and_stay_apart() -> None:
 
 def imagined(agent: MLPAgent, start: Tensor, bonus: float = 0.0) -> Any:
     uniform, normal = agent._own_draws(start.shape[1])
-    return imagine(agent.networks, start, uniform, normal, bonus)
+    return imagine(agent.networks, start, uniform, normal, replace(SCALES, uncertainty_bonus=bonus))
 
 
 def test_the_bonus_adds_the_disagreement_about_each_imagined_step() -> None:
@@ -196,7 +198,9 @@ def test_the_gradient_of_the_actor_is_that_of_the_expected_return_for_a_choice()
     total: list[Tensor] = [torch.zeros_like(p) for p in parameters]
     exact = torch.zeros(())
     for c in range(3):
-        dreamt = imagine(agent.networks, start, middles[c].view(1, 1, 1), torch.empty(1, 1, 0), 0.0)
+        dreamt = imagine(
+            agent.networks, start, middles[c].view(1, 1, 1), torch.empty(1, 1, 0), SCALES
+        )
         loss = actor_loss(agent.networks, dreamt, ones, SCALES, torch.tensor(1.0), 0.0, 0.0)
         gradients = torch.autograd.grad(loss.total, parameters)
         for sum_, gradient in zip(total, gradients, strict=True):
@@ -204,6 +208,24 @@ def test_the_gradient_of_the_actor_is_that_of_the_expected_return_for_a_choice()
         exact = exact - probs[0, c] * loss.returns[0, 0]
     for mine, true in zip(total, torch.autograd.grad(exact, parameters), strict=True):
         torch.testing.assert_close(mine, true, rtol=1e-3, atol=1e-5)
+
+
+def test_a_choice_passes_a_share_of_its_gradient_straight_through() -> None:
+    """The part through the model is that of probabilities in the place of the choice."""
+    env = make_env(VECTOR, discrete=3)
+    agent = tiny_agent(env, horizon=1, ensemble_size=1, entropy_scale=0.0)
+    torch.nn.init.normal_(agent.networks.actor.head.out[0].weight, std=1.0)
+    start = torch.randn(1, 1, agent.config.latent_dim)
+    parameters = list(agent.networks.actor.parameters())
+    found = []
+    for share in (0.25, 1.0):
+        scales = replace(SCALES, straight_through=share)
+        draws = (torch.full((1, 1, 1), 0.5), torch.empty(1, 1, 0))
+        dreamt = imagine(agent.networks, start, *draws, scales)
+        found.append(torch.autograd.grad(dreamt.reward[1].sum(), parameters))
+    assert any(g.abs().sum() > 0 for g in found[0])
+    for part, whole in zip(*found, strict=True):
+        torch.testing.assert_close(part, 0.25 * whole)
 
 
 def test_continuous_actions_learn_through_the_model_and_leave_it_alone() -> None:
