@@ -122,7 +122,7 @@ def main(folder: Path, name: str, rank: int, size: int, port: int) -> None:
     averages = [
         value for part in (agent, getattr(agent, "updater", agent)) for value in vars(part).values()
     ]
-    averages += list(getattr(agent, "_averages", {}).values())
+    averages += list(getattr(agent, "averages", {}).values())
     averages = [value for value in averages if isinstance(value, BucketAverage)]
     for number in range(UPDATES):
         agent.train_step(batch(agent, number, rank, size))

@@ -79,13 +79,13 @@ class MLPAgent(MLPPolicy):
         }
         self.spread = ReturnNormalizer(rate=config.return_rate, debias=True)
         self.spread_state = self.spread.initial(self.device)
-        self._train_generator = seeded_generator(self._train_seed, self.device)
+        self.train_generator = seeded_generator(self._train_seed, self.device)
         self.join(SINGLE_PROCESS)
 
     def join(self, ranks: ProcessGroup) -> None:
         """See :meth:`worldloom.core.protocol.Agent.join`."""
         self._ranks = ranks
-        self._averages = {
+        self.averages = {
             part: ranks.averager(list(optimizer.named.values()))
             for part, optimizer in self.optimizers.items()
         }
@@ -94,7 +94,7 @@ class MLPAgent(MLPPolicy):
         """One update of model, actor, critic and slow critic from windows of
         ``spec.sampling.window_rows`` rows.
         """
-        data = self._window_batch(batch)
+        data = self.window_batch(batch)
         moments = self._moments(data)
         model = model_loss(self.networks.model, data, self.scales)
         gradients = {"model": self._gradients("model", model.total)}
@@ -137,7 +137,7 @@ class MLPAgent(MLPPolicy):
         config = self.config
         rows = [k % len(model.latent) for k in range(config.ensemble_size)]
         start = model.latent[rows]
-        draws = self._own_draws(start.shape[1])
+        draws = self.own_draws(start.shape[1])
         dreamt = imagine(self.networks, start, *draws, self.scales)
         start_weight = data.goes_on[rows].flatten()
         _, scale = self.spread.offset_scale(self.spread_state)
@@ -163,14 +163,14 @@ class MLPAgent(MLPPolicy):
         losses = {"actor": actor.total, "critic": imagined + config.real_value_scale * real}
         return losses, metrics, spread
 
-    def _own_draws(self, windows: int) -> tuple[Tensor, Tensor]:
+    def own_draws(self, windows: int) -> tuple[Tensor, Tensor]:
         """Uniform and normal draws [H, K B, ...] of the imagined actions: those of the joint batch,
         cut to this rank's windows.
         """
         ranks = self._ranks
         lead = (self.config.horizon, self.config.ensemble_size, windows * ranks.size)
         uniform, normal = self.networks.actor.draw_width
-        place: dict[str, Any] = {"generator": self._train_generator, "device": self.device}
+        place: dict[str, Any] = {"generator": self.train_generator, "device": self.device}
         both = (torch.rand(*lead, uniform, **place), torch.randn(*lead, normal, **place))
         own = slice(ranks.rank * windows, (ranks.rank + 1) * windows)
         first, second = (draws[:, :, own].flatten(1, 2) for draws in both)
@@ -190,7 +190,7 @@ class MLPAgent(MLPPolicy):
         is_good = torch.ones((), dtype=torch.bool, device=self.device)
         for part, found in gradients.items():
             total = totals[part].detach().clone()
-            self._averages[part](found, [total])
+            self.averages[part](found, [total])
             norms[part] = torch.nn.utils.get_total_norm(found)
             is_good = is_good & total.isfinite() & norms[part].isfinite()
         bad = (~is_good).float()
@@ -205,7 +205,7 @@ class MLPAgent(MLPPolicy):
             "networks": {name: value.clone() for name, value in state.items()},
             "optimizers": {part: o.state_dict() for part, o in self.optimizers.items()},
             "spread": [value.clone() for value in self.spread_state],
-            "rng": self.rng_state() | {"train": self._train_generator.get_state()},
+            "rng": self.rng_state() | {"train": self.train_generator.get_state()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -218,7 +218,7 @@ class MLPAgent(MLPPolicy):
             for held, saved in zip(self.spread_state, state["spread"], strict=True):
                 held.copy_(saved)
             self.load_rng_state(state["rng"])
-            self._train_generator.set_state(state["rng"]["train"].cpu())
+            self.train_generator.set_state(state["rng"]["train"].cpu())
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -226,7 +226,7 @@ class MLPAgent(MLPPolicy):
                 f"agent state: {error!r} is missing or of another kind"
             ) from error
 
-    def _window_batch(self, batch: SequenceBatch) -> WindowBatch:
+    def window_batch(self, batch: SequenceBatch) -> WindowBatch:
         """Windows [B, T+1, ...] as the losses take them; the one place where the axes are
         swapped.
         """

@@ -82,7 +82,7 @@ class MLPAgentConfig:
     """Width of actor and critic."""
     policy_layers: int = 2
     """Hidden layers of actor and critic."""
-    bins: int = 101
+    bins: int = 201
     """Bins of the critic, symexp-spaced up to 22,000."""
 
     batch_size: int = 32
@@ -123,7 +123,7 @@ class MLPAgentConfig:
     """Discount per decision; None looks a fifth of the episode limit ahead, 0.95 to 0.99."""
     lam: float = 0.95
     """Weight of longer returns in the lambda-return."""
-    entropy_scale: float = 3e-3
+    entropy_scale: float = 3e-4
     """Factor of the actor's entropy bonus."""
     mean_scale: float = 1e-3
     """Weight of the squared means of continuous actions before tanh, which would saturate."""
@@ -131,7 +131,7 @@ class MLPAgentConfig:
     """For classes: share of the actor's gradient through the model; the rest by score function."""
     real_value_scale: float = 0.3
     """Weight of the critic's loss on real steps, beside that on imagined ones."""
-    slow_rate: float = 0.05
+    slow_rate: float = 0.2
     """Share of the critic that enters its slow copy after each update."""
     return_rate: float = 0.01
     """Rate of the averages by which returns are scaled."""

@@ -51,7 +51,7 @@ def layers_of(module: Any, member: int | None = None) -> list[tuple[np.ndarray, 
 def test_the_model_loss_is_the_guide_s_with_the_dynamics_unrolled() -> None:
     agent = tiny_agent()
     agent.train_step(random_windows(agent, 5))  # from here on there are units
-    batch = agent._window_batch(random_windows(agent, is_first=[(0, 2), (3, 1)], ended=[(0, 1)]))
+    batch = agent.window_batch(random_windows(agent, is_first=[(0, 2), (3, 1)], ended=[(0, 1)]))
     found = model_loss(agent.networks.model, batch, SCALES)
     model = agent.networks.model
     obs, action, reward, ended, live = (
@@ -95,7 +95,7 @@ def test_rows_of_the_next_episode_do_not_reach_the_dynamics_across_its_beginning
 
     def loss(row: int, action: float) -> float:
         windows.action["action"][0, row] = action
-        batch = agent._window_batch(windows)
+        batch = agent.window_batch(windows)
         return float(model_loss(agent.networks.model, batch, SCALES).total.detach())
 
     assert loss(1, 0.3) == loss(1, -0.9), "the action of an episode's last row is ignored"
@@ -116,22 +116,22 @@ def test_members_begin_apart_and_stay_apart() -> None:
 
 
 def imagined(agent: MLPAgent, start: Tensor, bonus: float = 0.0) -> Any:
-    uniform, normal = agent._own_draws(start.shape[1])
+    uniform, normal = agent.own_draws(start.shape[1])
     return imagine(agent.networks, start, uniform, normal, replace(SCALES, uncertainty_bonus=bonus))
 
 
 def test_the_bonus_adds_the_disagreement_about_each_imagined_step() -> None:
     agent = tiny_agent()
     start = torch.randn(3, 5, agent.config.latent_dim)
-    state = agent._train_generator.get_state()
+    state = agent.train_generator.get_state()
     plain = imagined(agent, start)
-    agent._train_generator.set_state(state)
+    agent.train_generator.set_state(state)
     curious = imagined(agent, start, 2.0)
     torch.testing.assert_close(plain.latent, curious.latent)
     gained = (curious.reward - plain.reward)[1:]
     out = agent.networks.actor(start.flatten(0, 1))
-    agent._train_generator.set_state(state)
-    uniform, normal = agent._own_draws(5)
+    agent.train_generator.set_state(state)
+    uniform, normal = agent.own_draws(5)
     action = agent.networks.actor.sample(out, uniform[0], normal[0])
     everyone = agent.networks.model.next(start.flatten(0, 1), action)
     torch.testing.assert_close(gained[0], 2.0 * disagreement(everyone), rtol=1e-3, atol=1e-5)
@@ -244,7 +244,7 @@ def test_the_critic_learns_one_step_targets_of_real_rows() -> None:
     agent = tiny_agent()
     windows = random_windows(agent, ended=[(1, 3)])
     windows.reward.fill_(1.0)
-    batch = agent._window_batch(windows)
+    batch = agent.window_batch(windows)
     latent = torch.randn(*batch.vector.shape[:2], agent.config.latent_dim)
     parameters = list(agent.networks.critic.parameters())
     optimizer = torch.optim.Adam(parameters, lr=3e-2)
