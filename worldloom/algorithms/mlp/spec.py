@@ -89,7 +89,7 @@ class MLPAgentConfig:
     """Windows per update."""
     batch_length: int = 4
     """Transitions of a window, over which the dynamics are unrolled."""
-    updates_per_decision: float = 0.5
+    updates_per_decision: float = 0.75
     """Updates per agent step, over the whole run."""
     prefill_agent_steps: int = 500
     """Random agent steps before the first update."""
