@@ -125,6 +125,7 @@ MODEL_CATALOG: dict[str, dict[str, Any]] = {
     "tdmpc2:48m": _entry("tdmpc2", "TD-MPC2, large", 47_235_178),
     "tdmpc2:317m": _entry("tdmpc2", "TD-MPC2, very large", 312_656_857),
     "mlp:small": _entry("mlp", "Plain latent MLP, the sizes of the guide", 400_393),
+    "mlp:base": _entry("mlp", "Plain latent MLP, five members", 2_001_965),
     "mlp:medium": _entry("mlp", "Plain latent MLP, twice as wide", 1_587_209),
     "mlp:large": _entry("mlp", "Plain latent MLP, four times as wide", 6_320_137),
 }

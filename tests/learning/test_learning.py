@@ -47,6 +47,19 @@ def test_the_quick_preset_solves_pendulum_through_ray(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("env", "least"), [("Pendulum-v1", -200), ("CartPole-v1", 400)])
+def test_mlp_small_learns_classic_control_within_4000_steps(env, least, tmp_path):
+    words = (
+        f"--env gym:{env} --agent mlp:small --runtime local --env-steps 4000 --eval-every 0 "
+        "--eval-episodes 20 --learner.threads 1"
+    )
+    returns = train(tmp_path / "run", words, 1100)
+    assert len(returns) == 20
+    assert statistics.median(returns) >= least, returns
+
+
+@pytest.mark.long
 @pytest.mark.timeout(2400)
 def test_dreamerv3_ci_balances_the_pole_within_2000_steps(tmp_path):
     words = (

@@ -51,7 +51,13 @@ def number_in(column: np.ndarray, *, is_one_hot: bool) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("agent", "env"),
-    [("tdmpc2:ci", "moves"), ("dreamerv3:ci", "moves"), ("dreamerv3:ci", "choices")],
+    [
+        ("tdmpc2:ci", "moves"),
+        ("dreamerv3:ci", "moves"),
+        ("dreamerv3:ci", "choices"),
+        ("mlp:ci", "moves"),
+        ("mlp:ci", "choices"),
+    ],
 )
 def test_everything_in_every_unusual_way(agent: str, env: str, tmp_path: Path) -> None:
     done, (rows,) = run(tmp_path, agent, f"odd_envs:{env}")

@@ -1,4 +1,4 @@
-"""Runs of either agent that take less than a second, words for
+"""Runs of each agent that take less than a second, words for
 ``tests.worldloom_dist.local_runs.start``.
 """
 
@@ -19,5 +19,12 @@ TINY = {
         "--agent.warmup 2 --agent.report-length 4 --train-ratio 2 --learner.threads "
         "1 --eval-episodes 0 "
         "--learner.report-every-steps 0"
+    ).split(),
+    "mlp:ci": (
+        "--preset debug --runtime local --agent mlp:ci --agent.latent-dim 8 "
+        "--agent.hidden-dim 16 --agent.policy-dim 8 --agent.bins 21 --agent.batch-size 4 "
+        "--agent.batch-length 2 --agent.horizon 2 --agent.conv-depth 1 "
+        "--agent.prefill-agent-steps 12 --agent.pretrain-updates 2 --train-ratio 2 "
+        "--learner.threads 1 --eval-episodes 0 --learner.report-every-steps 0"
     ).split(),
 }

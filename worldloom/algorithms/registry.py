@@ -40,6 +40,7 @@ __all__ = [
 
 ALGORITHMS = {
     "dreamerv3": "worldloom.algorithms.dreamerv3",
+    "mlp": "worldloom.algorithms.mlp",
     "tdmpc2": "worldloom.algorithms.tdmpc2",
 }
 """Algorithm name -> package. Each has a torch-free module ``spec`` with the names of SPEC_NAMES,

@@ -7,6 +7,7 @@ memory. Legend: N rows, I/O channels in and out, H/W sides.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloom.nn.dense import init_kernel
+from worldloom.nn.rmsnorm import RMSNorm, norm_silu
 
 __all__ = [
+    "CHANNELS",
     "Conv5x5",
+    "ConvTower",
     "PooledConv5x5",
     "UpConv5x5",
     "cells_to_map",
@@ -26,6 +30,8 @@ __all__ = [
     "pool_gradient",
 ]
 
+CHANNELS = (2, 3, 4, 4)
+"""Channels per stage in units of ``depth``."""
 KERNEL = 5
 CHUNK_ELEMENTS = 2**20
 
@@ -179,6 +185,24 @@ def chunks(x: Tensor, outputs: int) -> list[slice]:
     rows, _, height, width = x.shape
     size = max(1, CHUNK_ELEMENTS // (outputs * height * width)) if x.device.type == "cpu" else rows
     return [slice(begin, begin + size) for begin in range(0, rows, size)]
+
+
+class ConvTower(nn.Module):
+    """Four stages of conv 5x5 -> 2x2 max-pool -> RMSNorm over channels -> SiLU."""
+
+    def __init__(self, channels: int, depth: int) -> None:
+        super().__init__()
+        sizes = [channels, *(depth * m for m in CHANNELS)]
+        self.convs = nn.ModuleList(PooledConv5x5(i, o) for i, o in itertools.pairwise(sizes))
+        self.norms = nn.ModuleList(RMSNorm(o) for o in sizes[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, H/16 * W/16 * 4 depth], flattened in H, W, channel order."""
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = norm_silu(conv(x).permute(0, 2, 3, 1), norm.get_parameter("scale")).permute(
+                0, 3, 1, 2
+            )
+        return x.permute(0, 2, 3, 1).flatten(1)
 
 
 class UpConv5x5(Conv5x5):

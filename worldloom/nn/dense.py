@@ -7,6 +7,7 @@ A *dense layer* is linear -> RMSNorm -> SiLU. Shape legend: I inputs, O outputs,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from worldloom.nn.rmsnorm import RMSNorm, norm_silu
 
-__all__ = ["MLP", "BlockLinear", "Dense", "Linear", "init_kernel", "linear_rows"]
+__all__ = ["MLP", "BlockLinear", "Dense", "Head", "Linear", "init_kernel", "linear_rows"]
 
 UNIT_STD = 1.1368
 """A standard normal cut at +-2 has standard deviation 1 / 1.1368."""
@@ -106,6 +107,42 @@ class MLP(nn.Module):
         for layer in self.layers[1:]:
             x = layer(x)
         return x
+
+
+class Head(nn.Module):
+    """MLP followed by one linear layer per output.
+
+    Args:
+        inputs: Width of the input.
+        units, layers: Of the MLP.
+        outputs: Name -> width.
+        outscale: Factor on the output kernels at initialisation; 0 makes a new head predict exactly
+            zero.
+    """
+
+    def __init__(
+        self, inputs: int, units: int, layers: int, outputs: Mapping[str, int], *, outscale: float
+    ) -> None:
+        super().__init__()
+        self.mlp = MLP(inputs, units, layers)
+        self.names = tuple(outputs)
+        self.out = nn.ModuleList(
+            Linear(units, width, outscale=outscale) for width in outputs.values()
+        )
+
+    def outputs(self, hidden: Tensor) -> dict[str, Tensor]:
+        """MLP output -> float32 values per name."""
+        return {
+            name: layer(hidden).float() for name, layer in zip(self.names, self.out, strict=True)
+        }
+
+    def forward(self, feature: Tensor) -> dict[str, Tensor]:
+        """[..., inputs] -> name -> float32 [..., width]."""
+        return self.outputs(self.mlp(feature))
+
+    def from_first(self, first: Tensor) -> dict[str, Tensor]:
+        """As ``forward``, given the first linear layer's output."""
+        return self.outputs(self.mlp.after_first(first))
 
 
 def linear_rows(x: Tensor, layers: list[Linear]) -> list[Tensor]:

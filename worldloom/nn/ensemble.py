@@ -9,6 +9,7 @@ K outputs.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,13 @@ from torch import Tensor, nn
 
 from worldloom.nn.normed import INIT_STD, mish
 
-__all__ = ["EnsembleMLP", "StackedLayer", "ensemble_after_first", "ensemble_forward"]
+__all__ = [
+    "EnsembleMLP",
+    "PlainEnsemble",
+    "StackedLayer",
+    "ensemble_after_first",
+    "ensemble_forward",
+]
 
 
 class _BatchedLinear(torch.autograd.Function):
@@ -168,3 +175,49 @@ class EnsembleMLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """All members: [R, I] or [Q, R, I] -> [Q, R, K]."""
         return ensemble_forward(self.stacked, x)
+
+
+class PlainEnsemble(nn.Module):
+    """Q independent MLPs of linear layers with ReLU between them.
+
+    Args:
+        members: Q.
+        inputs, hidden, outputs: Sizes; ``hidden`` has one entry per hidden layer.
+    """
+
+    def __init__(self, members: int, inputs: int, hidden: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        pairs = itertools.pairwise((inputs, *hidden, outputs))
+        self.members = members
+        self.layers = nn.ModuleList(_Layer(members, i, o, is_output=True) for i, o in pairs)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw U(-1, 1) / sqrt(fan in), as PyTorch does for a linear layer."""
+        for layer in self.layers:
+            bound = 1.0 / math.sqrt(layer.get_parameter("weight").shape[-1])
+            for parameter in layer.parameters():
+                parameter.uniform_(-bound, bound)
+
+    @property
+    def stacked(self) -> list[StackedLayer]:
+        """The parameters, layer by layer."""
+        return [layer.stacked() for layer in self.layers]  # type: ignore[operator]
+
+    @property
+    def frozen(self) -> list[StackedLayer]:
+        """The same without gradient."""
+        return [layer.detach() for layer in self.stacked]
+
+    def forward(self, x: Tensor, layers: list[StackedLayer] | None = None) -> Tensor:
+        """All members: [R, I] or [Q, R, I] -> [Q, R, K].
+
+        Args:
+            x: One input for all members, or one for each.
+            layers: From :attr:`frozen`, to let the gradient reach ``x`` alone, at half the price.
+        """
+        *hidden, last = self.stacked if layers is None else layers
+        for layer in hidden:
+            x = F.relu(layer.product(x))
+        return last.product(x)

@@ -1,5 +1,6 @@
-"""DreamerV3's optimizer: adaptive gradient clipping, RMS scaling, momentum of the scaled gradient
-(LaProp), warm-up.
+"""Optimizers that skip a step that is not finite by arithmetic: DreamerV3's (adaptive gradient
+clipping, RMS scaling, momentum of the scaled gradient: LaProp, warm-up), and Adam with one limit
+for the whole gradient.
 
 No host synchronisation: step count and learning rate are device tensors, so a step can be captured
 in a CUDA graph, and a non-finite step is skipped by arithmetic.
@@ -14,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["LaProp", "LaPropConfig"]
+from worldloom.core.exceptions import CheckpointError
+
+__all__ = ["ClippedAdam", "LaProp", "LaPropConfig", "adam_state", "load_adam_state"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,3 +132,99 @@ class LaProp:
         for name in ("mean_square", "momentum"):
             for target, source in zip(getattr(self, name), state[name], strict=True):
                 target.copy_(source)
+
+
+class ClippedAdam:
+    """Adam on named parameters, whose gradient as a whole is clipped first.
+
+    Args:
+        named: Name -> parameter.
+        lr, weight_decay, eps: As for ``torch.optim.Adam``; the decay is added to the gradient.
+        grad_clip: Largest norm of the whole gradient.
+    """
+
+    def __init__(
+        self,
+        named: Mapping[str, Tensor],
+        *,
+        lr: float,
+        grad_clip: float,
+        weight_decay: float = 0.0,
+        eps: float = 1e-8,
+    ) -> None:
+        self.named = dict(named)
+        self.grad_clip = grad_clip
+        is_cuda = next(iter(self.named.values())).device.type == "cuda"
+        self._adam = torch.optim.Adam(
+            self.named.values(),
+            lr=lr,
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=True,
+            capturable=is_cuda,
+        )
+
+    def step(self, gradients: Sequence[Tensor], norm: Tensor, bad: Tensor) -> None:
+        """One update, or none.
+
+        Args:
+            gradients: One per parameter, in order.
+            norm: 0-d norm of all of them, see ``torch.nn.utils.get_total_norm``.
+            bad: 0-d, 1.0 where nothing may change.
+        """
+        parameters = list(self.named.values())
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.contiguous()
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm)
+        self._adam.found_inf = bad  # type: ignore[attr-defined]
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Copies of the moments, by name."""
+        return adam_state(self._adam, self.named)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        load_adam_state(self._adam, self.named, state)
+
+
+def adam_state(
+    optimizer: torch.optim.Adam, named: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """Copies of the moments of ``named`` parameters, by name; empty before the first step."""
+    return {
+        name: {key: value.detach().clone() for key, value in optimizer.state[p].items()}
+        for name, p in named.items()
+        if p in optimizer.state
+    }
+
+
+def load_adam_state(
+    optimizer: torch.optim.Adam, named: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
+    """Inverse of :func:`adam_state`.
+
+    Raises:
+        CheckpointError: If a parameter's moments are missing or have another shape.
+    """
+    if state and state.keys() != named.keys():
+        first = sorted(state.keys() ^ named.keys())[0]
+        raise CheckpointError(
+            f"optimizer: parameter {first!r} is on one side only; this state belongs "
+            "to another architecture"
+        )
+    for name, moments in state.items():
+        parameter = named[name]
+        if moments["exp_avg"].shape != parameter.shape:
+            shapes = tuple(moments["exp_avg"].shape), tuple(parameter.shape)
+            raise CheckpointError(
+                f"optimizer: parameter {name!r} has shape {shapes[0]} in the state, "
+                f"{shapes[1]} here"
+            )
+    optimizer.state.clear()
+    for name, moments in state.items():
+        parameter = named[name]
+        optimizer.state[parameter] = {
+            key: value.to(parameter.device, copy=True) for key, value in moments.items()
+        }

@@ -13,7 +13,7 @@ from torch import Tensor
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.weights import TensorEntry, WeightsSnapshot
 
-__all__ = ["flat_bytes", "pack", "to_bfloat16", "unpack_into"]
+__all__ = ["check_shapes", "flat_bytes", "pack", "to_bfloat16", "unpack_into"]
 
 TORCH_DTYPES = {
     "F32": torch.float32,
@@ -121,3 +121,15 @@ def unpack_into(snapshot: WeightsSnapshot, tensors: Mapping[str, Tensor]) -> Non
         if entry.start % 8:
             flat = flat.clone()
         tensors[entry.name].copy_(flat.view(TORCH_DTYPES[entry.dtype]).reshape(entry.shape))
+
+
+def check_shapes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError naming the first tensor that is missing, unknown or of another
+    shape.
+    """
+    for name in sorted(ours.keys() | theirs.keys()):
+        shapes = [tuple(group[name].shape) if name in group else None for group in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(
+                f"agent state: tensor {name!r} has shape {shapes[1]}, this agent needs {shapes[0]}"
+            )

@@ -31,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "num_elites": 3,
         "num_policy_samples": 2,
     },
+    "mlp:ci": {"latent_dim": 8, "hidden_dim": 16, "policy_dim": 8, "bins": 21, "conv_depth": 1},
 }
 
 

@@ -144,6 +144,17 @@ def test_an_exported_tdmpc2_decides_as_the_agent_does(
         assert found.contract["agent"]["num_samples"] == 6
 
 
+@pytest.mark.parametrize("env", ["gym:CartPole-v1", "gym:Pendulum-v1"])
+def test_an_exported_mlp_decides_as_its_actor_does(env: str, tmp_path: Path) -> None:
+    path = saved_agent(tmp_path / "agent", "mlp:ci", env, acting="cem")
+    found = export_policy(path, tmp_path / "policy", decisions=40)
+    assert found.parity is not None
+    assert found.parity.agreeing >= 0.99
+    assert {port["role"] for port in found.contract["inputs"]} == {"observation"}
+    with pytest.raises(ConfigurationError, match="leave --planner out"):
+        export_policy(path, tmp_path / "other", planner=True)
+
+
 @pytest.mark.parametrize(
     ("agent", "env", "settings"),
     [

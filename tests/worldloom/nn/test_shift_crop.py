@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from worldloom.algorithms.dreamerv3.layout import ObsLayout
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import ArraySpec
+from worldloom.nn.layout import ObsLayout
 from worldloom.nn.shift_crop import SHIFT_PAD, channel_axis, resize, shift_crop
 
 

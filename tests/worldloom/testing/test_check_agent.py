@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.worldloom.algorithms.dreamerv3.dreamer_cases import TINY as TINY_DREAMER
+from tests.worldloom.algorithms.mlp.tiny import TINY as TINY_MLP
 from tests.worldloom.algorithms.tdmpc2.tiny import TINY as TINY_TDMPC2
 from worldloom.algorithms.registry import make_agent_config
 from worldloom.core.exceptions import ConfigurationError
@@ -28,6 +29,7 @@ MIXED = {"arm": ArraySpec((2,)), "button": ArraySpec((2,), "int64", (2, 3))}
 TINY: Mapping[str, Mapping[str, Any]] = {
     "dreamerv3:ci": {**TINY_DREAMER, "imagine_length": 2, "batch_length": 4},
     "tdmpc2:ci": {**TINY_TDMPC2, "horizon": 2},
+    "mlp:ci": TINY_MLP,
 }
 
 
@@ -43,6 +45,27 @@ TINY: Mapping[str, Mapping[str, Any]] = {
 )
 def test_our_agents_keep_the_contract(name: str, obs: Any, action: Any) -> None:
     config = make_agent_config(name, TINY[name])
+    check_agent(config, EnvSpec(name="toy:check", obs=obs, action=action))
+
+
+@pytest.mark.parametrize("bonus", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("acting", "obs", "action"),
+    [
+        *((acting, VECTOR, BOX) for acting in ("actor-critic", "cem", "random-shooting")),
+        *(
+            (acting, VECTOR, CHOICE)
+            for acting in ("actor-critic", "cem", "random-shooting", "mcts")
+        ),
+        *((acting, IMAGE, MIXED) for acting in ("actor-critic", "cem")),
+        ("mcts", IMAGE, CHOICE),
+    ],
+)
+def test_every_way_in_which_mlp_acts_keeps_the_contract(
+    acting: str, obs: Any, action: Any, bonus: float
+) -> None:
+    settings = {**TINY["mlp:ci"], "acting": acting, "uncertainty_bonus": bonus}
+    config = make_agent_config("mlp:ci", settings)
     check_agent(config, EnvSpec(name="toy:check", obs=obs, action=action))
 
 

@@ -56,7 +56,20 @@ DREAMER: dict[str, Any] = {
     "free_nats": 0.0,
     "eps": 1e-3,
 }
-AGENTS = {"tdmpc2": ("tdmpc2:ci", TDMPC2), "dreamerv3": ("dreamerv3:ci", DREAMER)}
+MLP: dict[str, Any] = {
+    "latent_dim": 8,
+    "hidden_dim": 12,
+    "policy_dim": 8,
+    "bins": 21,
+    "batch_size": 8,
+    "batch_length": 3,
+    "horizon": 3,
+}
+AGENTS = {
+    "tdmpc2": ("tdmpc2:ci", TDMPC2),
+    "dreamerv3": ("dreamerv3:ci", DREAMER),
+    "mlp": ("mlp:ci", MLP),
+}
 
 
 def make(name: str) -> Any:
@@ -109,6 +122,7 @@ def main(folder: Path, name: str, rank: int, size: int, port: int) -> None:
     averages = [
         value for part in (agent, getattr(agent, "updater", agent)) for value in vars(part).values()
     ]
+    averages += list(getattr(agent, "averages", {}).values())
     averages = [value for value in averages if isinstance(value, BucketAverage)]
     for number in range(UPDATES):
         agent.train_step(batch(agent, number, rank, size))

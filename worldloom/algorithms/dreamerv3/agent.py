@@ -8,8 +8,7 @@ batch, T trained steps.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,18 @@ from torch import Tensor
 
 from worldloom.algorithms.dreamerv3.context import pack_latents, window_batch
 from worldloom.algorithms.dreamerv3.networks import Draws, LossOutput, Networks
-from worldloom.algorithms.dreamerv3.policy import ActingNetworks, DreamerV3Policy, seeded_generator
+from worldloom.algorithms.dreamerv3.policy import ActingNetworks, DreamerV3Policy
 from worldloom.algorithms.dreamerv3.report import open_loop_videos
 from worldloom.algorithms.dreamerv3.spec import LATENT_DETER, DreamerV3AgentConfig, make_spec
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.protocol import TrainOutput
-from worldloom.core.seeds import seed_of
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import EnvSpec
+from worldloom.nn.generators import fresh_weights, seeded_generator
 from worldloom.nn.optim import LaProp, LaPropConfig
 from worldloom.nn.precision import autocast
+from worldloom.nn.snapshot import check_shapes
 
 __all__ = ["DreamerV3Agent", "make_agent", "make_policy"]
 
@@ -191,30 +191,10 @@ class DreamerV3Agent(DreamerV3Policy):
             )
 
 
-@contextlib.contextmanager
-def fresh_weights(seed: np.random.SeedSequence) -> Iterator[None]:
-    """Draw initial weights from ``seed`` and leave torch's global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed))
-        yield
-
-
 def optimizer_config(config: DreamerV3AgentConfig) -> LaPropConfig:
     """The optimizer's part of the settings."""
     names = ("lr", "warmup", "agc", "pmin", "beta1", "beta2", "eps", "weight_decay")
     return LaPropConfig(**{name: getattr(config, name) for name in names})
-
-
-def check_shapes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError naming the first tensor that is missing, unknown or of another
-    shape.
-    """
-    for name in sorted(ours.keys() | theirs.keys()):
-        shapes = [tuple(group[name].shape) if name in group else None for group in (ours, theirs)]
-        if shapes[0] != shapes[1]:
-            raise CheckpointError(
-                f"agent state: tensor {name!r} has shape {shapes[1]}, this agent needs {shapes[0]}"
-            )
 
 
 def make_agent(

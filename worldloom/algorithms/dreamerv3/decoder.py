@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from worldloom.algorithms.dreamerv3.config import MLP_LAYERS, DreamerSizes
 from worldloom.algorithms.dreamerv3.encoder import CHANNELS
-from worldloom.algorithms.dreamerv3.heads import Head
-from worldloom.algorithms.dreamerv3.layout import ImageKey, ObsLayout, VectorKey, missing
 from worldloom.nn.conv import UpConv5x5, cells_to_map
-from worldloom.nn.dense import BlockLinear, Dense, Linear
+from worldloom.nn.dense import BlockLinear, Dense, Head, Linear
 from worldloom.nn.distributions import categorical_log_prob
 from worldloom.nn.functional import symexp, symlog
+from worldloom.nn.layout import ImageKey, ObsLayout, VectorKey, missing
 from worldloom.nn.rmsnorm import RMSNorm, norm_silu
 
 __all__ = ["Decoder", "ImageDecoder", "image_loss", "plain_image_loss", "vector_loss"]

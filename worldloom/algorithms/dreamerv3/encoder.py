@@ -4,40 +4,17 @@ by side. Stateless.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from worldloom.algorithms.dreamerv3.config import MLP_LAYERS, DreamerSizes
-from worldloom.algorithms.dreamerv3.layout import ObsLayout
-from worldloom.nn.conv import PooledConv5x5
+from worldloom.nn.conv import CHANNELS, ConvTower
 from worldloom.nn.dense import MLP
-from worldloom.nn.rmsnorm import RMSNorm, norm_silu
+from worldloom.nn.layout import ObsLayout
 
-__all__ = ["CHANNELS", "Encoder"]
-
-CHANNELS = (2, 3, 4, 4)
-"""Channels per stage in units of ``depth``."""
-
-
-class ConvTower(nn.Module):
-    """Four stages of conv 5x5 -> 2x2 max-pool -> RMSNorm over channels -> SiLU."""
-
-    def __init__(self, channels: int, depth: int) -> None:
-        super().__init__()
-        sizes = [channels, *(depth * m for m in CHANNELS)]
-        self.convs = nn.ModuleList(PooledConv5x5(i, o) for i, o in itertools.pairwise(sizes))
-        self.norms = nn.ModuleList(RMSNorm(o) for o in sizes[1:])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, H/16 * W/16 * 4 depth], flattened in H, W, channel order."""
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = norm_silu(conv(x).permute(0, 2, 3, 1), norm.get_parameter("scale")).permute(
-                0, 3, 1, 2
-            )
-        return x.permute(0, 2, 3, 1).flatten(1)
+__all__ = ["CHANNELS", "ConvTower", "Encoder"]
 
 
 class Encoder(nn.Module):

@@ -68,26 +68,12 @@ class DreamerV3Step(nn.Module):
         networks = ActingNetworks(self.actor, self.enc, self.dyn)
         out = decide(networks, cell, given | {"is_first": is_first})
         after = {name: out[name] for name in self.carry}
-        return self._to_env(out["action"]), after
+        return self.actor.layout.to_env(out["action"]), after
 
     def noise(self, inputs: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`worldloom.core.policy_step.PolicyStep.noise`."""
         uniform = torch.cat([inputs["posterior"], inputs["uniform"]], -1)
         return uniform.numpy(), inputs["normal"].numpy()
-
-    def _to_env(self, encoded: Tensor) -> dict[str, Tensor]:
-        """Encoded actions [N, A] as :meth:`Actor.to_env` gives them."""
-        layout = self.actor.layout
-        parts = torch.split(encoded, [key.width for key in layout.keys], -1)
-        found = {}
-        for key, part in zip(layout.keys, parts, strict=True):
-            if key.classes:
-                codes = torch.split(part, list(key.classes), -1)
-                value = torch.stack([code.argmax(-1) for code in codes], -1).to(torch.int32)
-            else:
-                value = part.clamp(-1.0, 1.0)
-            found[key.name] = value.reshape(-1, *key.shape)
-        return found
 
 
 def make_step(policy: DreamerV3Policy, *, planner: bool) -> tuple[Policy, PolicyStep]:

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from worldloom.algorithms.dreamerv3.config import MLP_LAYERS, DreamerSizes
 from worldloom.algorithms.dreamerv3.decoder import Decoder
 from worldloom.algorithms.dreamerv3.encoder import Encoder
-from worldloom.algorithms.dreamerv3.heads import Head
-from worldloom.algorithms.dreamerv3.layout import ActionLayout, ObsLayout
 from worldloom.algorithms.dreamerv3.rssm import RSSM, Posterior, State
 from worldloom.algorithms.dreamerv3.scan import CellWeights
 from worldloom.core.specs import EnvSpec
+from worldloom.nn.dense import Head
 from worldloom.nn.distributions import (
     binary_loss,
     categorical_entropy,
@@ -32,6 +31,7 @@ from worldloom.nn.distributions import (
     two_hot_mean,
     unimix_log_probs,
 )
+from worldloom.nn.layout import ActionLayout, ObsLayout
 
 __all__ = ["ModelBatch", "ModelOutput", "WorldModel", "compute_dtype"]
 

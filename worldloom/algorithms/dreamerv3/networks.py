@@ -13,9 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldloom.algorithms.dreamerv3.actor import Actor
-from worldloom.algorithms.dreamerv3.heads import Head
-from worldloom.algorithms.dreamerv3.layout import ActionLayout
 from worldloom.algorithms.dreamerv3.model import ModelBatch, WorldModel
 from worldloom.algorithms.dreamerv3.returns import (
     ImagineLosses,
@@ -29,7 +26,9 @@ from worldloom.algorithms.dreamerv3.scan import CellWeights
 from worldloom.algorithms.dreamerv3.spec import DreamerV3AgentConfig
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.specs import EnvSpec
-from worldloom.nn.dense import Dense, Linear, linear_rows
+from worldloom.nn.actor import Actor
+from worldloom.nn.dense import Dense, Head, Linear, linear_rows
+from worldloom.nn.layout import ActionLayout
 
 __all__ = ["TRAINED", "Draws", "Imagined", "LossOutput", "Networks"]
 

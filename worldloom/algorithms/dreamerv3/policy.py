@@ -14,29 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldloom.algorithms.dreamerv3.actor import Actor
 from worldloom.algorithms.dreamerv3.context import pack_latents
 from worldloom.algorithms.dreamerv3.encoder import Encoder
-from worldloom.algorithms.dreamerv3.layout import ActionLayout, ObsLayout
 from worldloom.algorithms.dreamerv3.model import compute_dtype
 from worldloom.algorithms.dreamerv3.rssm import RSSM, State
 from worldloom.algorithms.dreamerv3.scan import CellWeights
 from worldloom.algorithms.dreamerv3.spec import DreamerV3AgentConfig
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.protocol import ActOutput, Carry, Decide
-from worldloom.core.seeds import seed_of
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
+from worldloom.nn.actor import Actor
+from worldloom.nn.layout import ActionLayout, ObsLayout
 from worldloom.nn.precision import autocast
 from worldloom.nn.snapshot import pack, unpack_into
 from worldloom.nn.transfer import HostTransfer
 
-__all__ = ["ActingNetworks", "DreamerV3Policy", "decide", "seeded_generator"]
-
-
-def seeded_generator(sequence: np.random.SeedSequence, device: torch.device) -> torch.Generator:
-    """A generator on ``device`` seeded from a ``SeedSequence``."""
-    return torch.Generator(device).manual_seed(seed_of(sequence))
+__all__ = ["ActingNetworks", "DreamerV3Policy", "decide"]
 
 
 class ActingNetworks(NamedTuple):

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldloom.algorithms.dreamerv3.layout import ImageKey
 from worldloom.algorithms.dreamerv3.model import ModelBatch, WorldModel
 from worldloom.algorithms.dreamerv3.rssm import Posterior, State
 from worldloom.core.pixel_text import HEIGHT, with_margin
 from worldloom.nn.functional import symexp
+from worldloom.nn.layout import ImageKey
 
 __all__ = ["curves", "open_loop", "open_loop_videos"]
 

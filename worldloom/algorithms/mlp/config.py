@@ -14,6 +14,7 @@ __all__ = ["PUBLIC_PRESETS", "MLPConfig"]
 PUBLIC_PRESETS: dict[str, dict[str, Any]] = {
     "ci": {"latent_dim": 16, "hidden_dim": 32},
     "small": {"latent_dim": 128, "hidden_dim": 256},
+    "base": {"latent_dim": 128, "hidden_dim": 256, "ensemble_size": 5},
     "medium": {"latent_dim": 256, "hidden_dim": 512},
     "large": {"latent_dim": 512, "hidden_dim": 1024},
 }

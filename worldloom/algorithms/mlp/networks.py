@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from worldloom.algorithms.mlp.config import MLPConfig
 
-__all__ = ["Member", "MemberLoss"]
+__all__ = ["Member", "MemberLoss", "plain_mlp"]
 
 MIN_LOG_VARIANCE = -10.0
 MAX_LOG_VARIANCE = 4.0
 
 
-def _mlp(inputs: int, hidden: int, outputs: int, layers: int) -> nn.Sequential:
+def plain_mlp(inputs: int, hidden: int, outputs: int, layers: int) -> nn.Sequential:
     """``layers`` hidden layers with ReLU and a linear output."""
     sizes = [inputs] + [hidden] * layers
     parts: list[nn.Module] = []
@@ -49,13 +49,13 @@ class Member(nn.Module):
         hidden = config.hidden_dim
         latent = config.latent_dim
         self.horizon = config.horizon
-        self.encoder = _mlp(config.obs_size, hidden, latent, 2)
-        self.dynamics = _mlp(
+        self.encoder = plain_mlp(config.obs_size, hidden, latent, 2)
+        self.dynamics = plain_mlp(
             latent + config.action_dim, hidden, latent * (2 if config.predict_variance else 1), 2
         )
-        self.reward = _mlp(latent, hidden, 1, 1)
-        self.done = _mlp(latent, hidden, 1, 1)
-        self.decoder = _mlp(latent, hidden, config.obs_size, 2)
+        self.reward = plain_mlp(latent, hidden, 1, 1)
+        self.done = plain_mlp(latent, hidden, 1, 1)
+        self.decoder = plain_mlp(latent, hidden, config.obs_size, 2)
         self.has_variance = config.predict_variance
 
     def next(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from worldloom.algorithms.tdmpc2.config import CI_PLANNER, SIZES, TDMPC2Planning, TDMPC2Sizes
+from worldloom.core.discounts import derived_discount
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.protocol import AgentSpec, SamplingSpec
@@ -230,12 +231,16 @@ def resolve(config: TDMPC2AgentConfig, env: EnvSpec) -> TDMPC2AgentConfig:
     discount_max = (
         config.discount_max if config.discount_max is not None else (0.99 if is_gym else 0.995)
     )
-    discount = config.discount if config.discount is not None else discount_max
+    discount = config.discount
+    if discount is None:
+        discount = derived_discount(
+            env.episode_limit,
+            denom=config.discount_denom,
+            low=config.discount_min,
+            high=discount_max,
+        )
     prefill = config.prefill_agent_steps or UNKNOWN_LIMIT_PREFILL
     if env.episode_limit is not None:
-        if config.discount is None:
-            reach = env.episode_limit / config.discount_denom
-            discount = min(max((reach - 1) / reach, config.discount_min), discount_max)
         prefill = config.prefill_agent_steps or max(1000, 5 * env.episode_limit)
     episodic = (
         config.episodic if config.episodic != "auto" else ("on" if env.may_terminate else "off")

@@ -17,9 +17,9 @@ from torch import Tensor
 from worldloom.algorithms.tdmpc2.draws import UpdateDraws
 from worldloom.algorithms.tdmpc2.losses import LossSettings, UpdateBatch, model_loss, policy_loss
 from worldloom.algorithms.tdmpc2.networks import TDMPC2Networks
-from worldloom.core.exceptions import CheckpointError
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.nn.ensemble import EnsembleMLP
+from worldloom.nn.optim import adam_state, load_adam_state
 from worldloom.nn.precision import autocast
 
 __all__ = ["ModelStep", "OptimizerSettings", "Updater"]
@@ -201,8 +201,8 @@ class Updater:
         copies.
         """
         state: dict[str, Any] = {
-            "model_optimizer": _optimizer_state(self.model_optimizer, self.model_parameters),
-            "policy_optimizer": _optimizer_state(self.policy_optimizer, self.policy_parameters),
+            "model_optimizer": adam_state(self.model_optimizer, self.model_parameters),
+            "policy_optimizer": adam_state(self.policy_optimizer, self.policy_parameters),
             "scale": self.scale.clone(),
         }
         return state if self.leaked is None else state | {"leaked": self.leaked.clone()}
@@ -213,43 +213,8 @@ class Updater:
         Raises:
             CheckpointError: If a parameter's moments are missing or have another shape.
         """
-        _load_optimizer(self.model_optimizer, self.model_parameters, state["model_optimizer"])
-        _load_optimizer(self.policy_optimizer, self.policy_parameters, state["policy_optimizer"])
+        load_adam_state(self.model_optimizer, self.model_parameters, state["model_optimizer"])
+        load_adam_state(self.policy_optimizer, self.policy_parameters, state["policy_optimizer"])
         self.scale.copy_(state["scale"])
         if self.leaked is not None:
             self.leaked.copy_(state["leaked"])
-
-
-def _optimizer_state(
-    optimizer: torch.optim.Adam, named: Mapping[str, Tensor]
-) -> dict[str, dict[str, Tensor]]:
-    return {
-        name: {key: value.detach().clone() for key, value in optimizer.state[p].items()}
-        for name, p in named.items()
-        if p in optimizer.state
-    }
-
-
-def _load_optimizer(
-    optimizer: torch.optim.Adam, named: Mapping[str, Tensor], state: Mapping[str, Any]
-) -> None:
-    if state and state.keys() != named.keys():
-        first = sorted(state.keys() ^ named.keys())[0]
-        raise CheckpointError(
-            f"optimizer: parameter {first!r} is on one side only; this state belongs "
-            "to another architecture"
-        )
-    for name, moments in state.items():
-        parameter = named[name]
-        if moments["exp_avg"].shape != parameter.shape:
-            shapes = tuple(moments["exp_avg"].shape), tuple(parameter.shape)
-            raise CheckpointError(
-                f"optimizer: parameter {name!r} has shape {shapes[0]} in the state, "
-                f"{shapes[1]} here"
-            )
-    optimizer.state.clear()
-    for name, moments in state.items():
-        parameter = named[name]
-        optimizer.state[parameter] = {
-            key: value.to(parameter.device, copy=True) for key, value in moments.items()
-        }

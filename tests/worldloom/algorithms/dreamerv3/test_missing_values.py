@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldloom.algorithms.dreamerv3.decoder import vector_loss
-from worldloom.algorithms.dreamerv3.layout import ActionKey, VectorKey
+from worldloom.nn.layout import ActionKey, VectorKey
 
 NUMBERS = (VectorKey("speed", 2), torch.tensor([[1.0, -2.0], [3.0, -torch.inf]]))
 CLASSES = (VectorKey("gear", 2, (3, 2)), torch.tensor([[2, 1], [-1, 0]]))

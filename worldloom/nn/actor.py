@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldloom.algorithms.dreamerv3.heads import Head
-from worldloom.algorithms.dreamerv3.layout import ActionKey, ActionLayout, one_hot_groups
+from worldloom.nn.dense import Head
 from worldloom.nn.distributions import (
     bounded_normal,
     categorical_entropy,
@@ -23,6 +22,7 @@ from worldloom.nn.distributions import (
     normal_log_prob,
     sample_classes,
 )
+from worldloom.nn.layout import ActionKey, ActionLayout, one_hot_groups
 
 __all__ = ["Actor"]
 
@@ -56,9 +56,18 @@ class Actor(nn.Module):
         uniform = sum(len(key.classes) for key in self.layout.keys)
         return uniform, sum(key.width for key in self.layout.keys if not key.classes)
 
-    def sample(self, out: Mapping[str, Tensor], uniform: Tensor, normal: Tensor) -> Tensor:
+    def sample(
+        self,
+        out: Mapping[str, Tensor],
+        uniform: Tensor,
+        normal: Tensor,
+        straight_through: float = 0.0,
+    ) -> Tensor:
         """Encoded actions [..., A] from draws [..., number of uniforms] and [..., number of
         normals].
+
+        With ``straight_through`` the codes of classes pass that share of their gradient on to the
+        probabilities, as if they were these (DreamerV2, arXiv:2010.02193v4, Algorithm 1).
         """
         parts = []
         used_uniform = 0
@@ -66,8 +75,12 @@ class Actor(nn.Module):
         for key in self.layout.keys:
             if key.classes:
                 for group in torch.split(out[f"{key.name}/logits"], list(key.classes), -1):
-                    classes = sample_classes(group.softmax(-1), uniform[..., used_uniform])
-                    parts.append(one_hot_groups(classes.unsqueeze(-1), (group.shape[-1],)))
+                    probs = group.softmax(-1)
+                    classes = sample_classes(probs, uniform[..., used_uniform])
+                    code = one_hot_groups(classes.unsqueeze(-1), (group.shape[-1],))
+                    if straight_through:
+                        code = code + straight_through * (probs - probs.detach())
+                    parts.append(code)
                     used_uniform += 1
             else:
                 mean, std = self._normal(out, key)
@@ -77,9 +90,25 @@ class Actor(nn.Module):
                 used_normal += key.width
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
-    def log_prob(self, out: Mapping[str, Tensor], action: Tensor) -> Tensor:
-        """Log-probability (density) of encoded actions, summed over keys. [..., A] -> [...]."""
-        total: list[Tensor] = []
+    def mode(self, out: Mapping[str, Tensor]) -> Tensor:
+        """The most likely encoded action. [..., A]."""
+        parts = []
+        for key in self.layout.keys:
+            if key.classes:
+                for group in torch.split(out[f"{key.name}/logits"], list(key.classes), -1):
+                    best = group.argmax(-1, keepdim=True)
+                    parts.append(one_hot_groups(best, (group.shape[-1],)))
+            else:
+                parts.append(self._normal(out, key)[0])
+        return torch.cat(parts, -1)
+
+    def log_prob(
+        self, out: Mapping[str, Tensor], action: Tensor, *, is_discrete_only: bool = False
+    ) -> Tensor:
+        """Log-probability (density) of encoded actions, summed over keys, or over those keys that
+        choose among classes (0 where there is none). [..., A] -> [...].
+        """
+        total: list[Tensor] = [torch.zeros_like(action[..., 0])] if is_discrete_only else []
         for key, part in zip(
             self.layout.keys,
             torch.split(action, [k.width for k in self.layout.keys], -1),
@@ -87,7 +116,7 @@ class Actor(nn.Module):
         ):
             if key.classes:
                 total.append((self._log_probs(out, key) * part).sum(-1))
-            else:
+            elif not is_discrete_only:
                 total.append(normal_log_prob(*self._normal(out, key), part))
         return torch.stack(total).sum(0)
 

@@ -114,7 +114,7 @@ class ObsLayout:
         )
         if not names:
             raise ConfigurationError(
-                "observations are empty; dreamerv3 needs at least one image or vector key"
+                "observations are empty; an agent needs at least one image or vector key"
             )
         return cls(images, vectors)
 
@@ -208,7 +208,7 @@ class ActionLayout:
         )
         if not keys or any(not key.width for key in keys):
             raise ConfigurationError(
-                "the action space is empty; dreamerv3 needs at least one action of size >= 1"
+                "the action space is empty; an agent needs at least one action of size >= 1"
             )
         return cls(keys)
 
@@ -221,6 +221,21 @@ class ActionLayout:
         """Encoded actions side by side. [N, A]."""
         parts = [key.encode(action[key.name]) for key in self.keys]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def to_env(self, encoded: Tensor) -> dict[str, Tensor]:
+        """Encoded actions [N, A] as envs take them, in tensors: classes as int32, numbers clipped
+        to [-1, 1].
+        """
+        found = {}
+        parts = torch.split(encoded, [key.width for key in self.keys], -1)
+        for key, part in zip(self.keys, parts, strict=True):
+            if key.classes:
+                codes = torch.split(part, list(key.classes), -1)
+                value = torch.stack([code.argmax(-1) for code in codes], -1).to(torch.int32)
+            else:
+                value = part.clamp(-1.0, 1.0)
+            found[key.name] = value.reshape(-1, *key.shape)
+        return found
 
 
 def missing(flat: Tensor) -> Tensor:
