@@ -6,7 +6,6 @@ python examples/collect_atari.py --run runs/atari-0001 --episodes 10  # the poli
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from worldloom.core.exceptions import WorldLoomError
@@ -33,8 +32,12 @@ if __name__ == "__main__":
         args.episodes = 2
         args.max_steps = 20
     size = {} if args.no_preprocess else {"image_size": args.size}
-    if not os.access(Path(args.output).absolute().parent, os.W_OK):  # before hours of play
-        raise SystemExit(f"error: --output {args.output}: its folder cannot be written to")
+    output = Path(args.output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)  # before hours of play
+        output.touch()
+    except OSError as error:
+        raise SystemExit(f"error: --output: {error}") from error
     try:
         config = EnvConfig(
             env=f"atari:{args.env.lower()}", grayscale=False, full_actions=False, **size

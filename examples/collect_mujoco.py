@@ -6,7 +6,6 @@ run
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +57,12 @@ if __name__ == "__main__":
         args.env = "Pendulum-v1"
         args.episodes = 2
         args.max_steps = 20
-    if not os.access(Path(args.output).absolute().parent, os.W_OK):  # before hours of play
-        raise SystemExit(f"error: --output {args.output}: its folder cannot be written to")
+    output = Path(args.output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)  # before hours of play
+        output.touch()
+    except OSError as error:
+        raise SystemExit(f"error: --output: {error}") from error
     try:
         config = EnvConfig(env=args.env)
         policy = None

@@ -235,10 +235,11 @@ class SeedRuns:
         # the signal may come before a run listens to it: then nothing has begun
         code = run.process.returncode
         is_early = self._has_forwarded and -code in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-        run.status = 0 if is_early or code == EXIT_AGAIN else abs(code)
         run.process = None
         run.complaints = None
         summary = {"status": "stopped"} if is_early else _summary_of(run.folder)
+        is_stopped = self._has_forwarded and summary.get("status") == "stopped"  # also at once
+        run.status = 0 if is_early or is_stopped or code == EXIT_AGAIN else abs(code)
         end = summary.get("status", "failed") if run.status == 0 else "failed"
         why = complaint.splitlines()[-1] if run.status and complaint else summary.get("error")
         self._say(f"seed {run.seed}: {end}{f' ({why})' if run.status and why else ''}")

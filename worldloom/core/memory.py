@@ -7,7 +7,6 @@ Where the system does not say (no ``/proc``), psutil does.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +75,11 @@ def tree_of(pid: int) -> list[int]:
             return [pid, *(one.pid for one in psutil.Process(pid).children(recursive=True))]
         return [pid]
     found = [pid]
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError):
         for task in tasks.iterdir():
-            for child in (task / "children").read_text().split():
-                found += tree_of(int(child))
+            with contextlib.suppress(OSError, ValueError):  # a thread may end meanwhile
+                for child in (task / "children").read_text().split():
+                    found += tree_of(int(child))
     return found
 
 
@@ -133,16 +133,18 @@ def _of_cgroup(folder: Path) -> tuple[int, int]:
     cached = 0
     with contextlib.suppress(OSError, ValueError, KeyError):
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        cached = int(stat["inactive_file" if is_new else "total_inactive_file"])
+        prefix = "" if is_new else "total_"
+        cached = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
     return NO_LIMIT if limit == "max" else int(limit), max(0, int(used) - cached)
 
 
 def _resident(pid: int) -> int:
+    """Without pages of files, which the system takes back when it needs them."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return sum(_kib(line) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
     except (OSError, ValueError, IndexError):
-        if Path("/proc/self/statm").exists():
+        if Path("/proc/self/status").exists():
             return 0  # it is gone
     import psutil
 
@@ -154,7 +156,11 @@ def _resident(pid: int) -> int:
 
 def _pss(pid: int) -> int | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return 1024 * int(line.split()[1])
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return sum(_kib(line) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
     return None
+
+
+def _kib(line: str) -> int:
+    """Bytes of a line of ``NAME: NUMBER kB``."""
+    return 1024 * int(line.split()[1])

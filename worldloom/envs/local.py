@@ -201,6 +201,7 @@ class LocalVectorEnv:
         env.check_finite = False
         mine, other = _shapes(self.spec), _shapes(env.spec)
         if mine != other:
+            _close(env)
             key = next(key for key in mine | other if mine.get(key) != other.get(key))
             raise ConfigurationError(
                 f"env {self.spec.name!r} is built with {key} {mine.get(key)} once and "

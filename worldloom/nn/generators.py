@@ -5,14 +5,23 @@ torch's global generator as it was.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import logging
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from worldloom.core.exceptions import CheckpointError
 from worldloom.core.seeds import seed_of
 
-__all__ = ["fresh_weights", "seeded_generator"]
+__all__ = ["fresh_weights", "restore_generator", "seeded_generator"]
+
+logger = logging.getLogger(__name__)
+
+GPU_STATE_BYTES = 16
+"""Of a CUDA generator: its seed and how far it is."""
 
 
 def seeded_generator(sequence: np.random.SeedSequence, device: torch.device) -> torch.Generator:
@@ -20,9 +29,31 @@ def seeded_generator(sequence: np.random.SeedSequence, device: torch.device) -> 
     return torch.Generator(device).manual_seed(seed_of(sequence))
 
 
+def restore_generator(generator: torch.Generator, state: Tensor) -> None:
+    """Set a generator to a saved state. The states of a CPU and of a GPU cannot become one another:
+    one of the other kind of device seeds the generator, so that equal states go on alike.
+
+    Raises:
+        CheckpointError: If it is the state of no generator.
+    """
+    saved = state.cpu()
+    on_cpu = len(torch.Generator().get_state())
+    is_of_cpu = saved.numel() == on_cpu
+    is_of_gpu = saved.numel() == GPU_STATE_BYTES
+    if saved.dtype == torch.uint8 and (is_of_gpu if generator.device.type == "cpu" else is_of_cpu):
+        logger.info("random numbers begin anew: their state was saved on another kind of device")
+        digest = hashlib.sha256(saved.numpy().tobytes()).digest()
+        generator.manual_seed(int.from_bytes(digest[:7]))
+        return
+    try:
+        generator.set_state(saved)
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(f"rng: a saved state is that of no generator ({error})") from error
+
+
 @contextlib.contextmanager
 def fresh_weights(seed: np.random.SeedSequence) -> Iterator[None]:
     """Draw initial weights from ``seed`` and leave torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed))
+        torch.default_generator.manual_seed(seed_of(seed))  # not those of GPUs as well
         yield

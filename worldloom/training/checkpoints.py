@@ -61,6 +61,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+SCORED = "scored.tmp"
+"""Where a best checkpoint is written, before it is ``best``."""
 FILES = ("tensors.safetensors", "tree.json")
 MANIFEST = "manifest.json"
 Tree = Mapping[str, Any]
@@ -277,6 +279,18 @@ class CheckpointStore:
         for abandoned in self.root.glob("*.tmp"):
             shutil.rmtree(abandoned, ignore_errors=True)
         return folder
+
+    def save_best(self, tree: Tree, facts: Mapping[str, Any], score: float) -> bool:
+        """Keep as ``best`` what no checkpoint was written of, if its score is above that of the
+        present one. It is not among :meth:`folders`: nothing goes on from it.
+        """
+        if not math.isfinite(score) or score <= self.best_score():
+            return False
+        folder = self.root / SCORED
+        save_tree(folder, tree, facts)
+        is_best = self.mark_best(folder, score)
+        remove_folder(folder)
+        return is_best
 
     def mark_best(self, folder: Path, score: float) -> bool:
         """Keep a copy of ``folder`` as ``best`` if its score is above that of the present one (or

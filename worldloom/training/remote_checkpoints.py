@@ -82,9 +82,22 @@ class RemoteCheckpointStore(CheckpointStore):
     ) -> Path:
         """Upload a checkpoint named after ``step`` and drop those that are too old."""
         name = f"step-{step:012d}"
+        self._upload(name, tree, {"step": step, **(facts or {})})
+        for old in self.folders()[self.keep :]:
+            self._remove(old.name)
+        return Path(self._root) / name
+
+    def save_best(self, tree: Mapping[str, Any], facts: Mapping[str, Any], score: float) -> bool:
+        """See :meth:`CheckpointStore.save_best`."""
+        is_best = math.isfinite(score) and score > self.best_score()
+        if is_best:
+            self._upload("best", tree, {**facts, "score": score})
+        return is_best
+
+    def _upload(self, name: str, tree: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         with tempfile.TemporaryDirectory(prefix="wl-checkpoint-") as temporary:
             folder = Path(temporary) / name
-            save_tree(folder, tree, {"step": step, **(facts or {})})
+            save_tree(folder, tree, facts)
             manifest: dict[str, Any] = parse_json((folder / MANIFEST).read_bytes())
             for file, entry in manifest["files"].items():
                 entry["at"] = _stored_name(file, entry["sha256"])
@@ -92,9 +105,6 @@ class RemoteCheckpointStore(CheckpointStore):
                     f"{self._root}/{name}/{entry['at']}", (folder / file).read_bytes()
                 )
         self._publish(name, manifest)
-        for old in self.folders()[self.keep :]:
-            self._remove(old.name)
-        return Path(self._root) / name
 
     def mark_best(self, folder: Path, score: float) -> bool:
         """Copy ``folder`` to ``best`` if its score is above that of the present one (or there is

@@ -411,6 +411,7 @@ class RolloutWorker:
         try:
             row = ask()
         except FOREIGN_ERRORS as error:
+            self._row = None  # it is stored, and no other came
             self._note_faults()
             self.flush()
             if isinstance(error, SystemExit):  # of a vector env, which fails as one

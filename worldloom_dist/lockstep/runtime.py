@@ -17,7 +17,6 @@ a resumed run tries it again.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shlex
 import shutil
@@ -395,6 +394,22 @@ class LocalRuntime:
         if tree.get("limits", asdict(self._plan.limits)) != asdict(self._plan.limits):
             limiter.clamp_debt()
 
+    @property
+    def _step(self) -> int:
+        """By which checkpoints are named."""
+        if self._plan.is_offline:
+            return self.learner.train_steps
+        return self._report.counts.counters.agent_steps
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint says of the run that wrote it."""
+        return {
+            "env_steps": self._report.env_steps,
+            "train_steps": self.learner.train_steps,
+            **trained_facts(self._plan),
+        }
+
     def checkpoint(self) -> Path:
         """One cut through all roles; see the module. A stop in the middle of pretraining leaves the
         rest of it to the resumed run.
@@ -413,18 +428,8 @@ class LocalRuntime:
             "limits": asdict(self._plan.limits),
             "imported": self._imported,
         }
-        facts = {
-            "env_steps": self._report.env_steps,
-            "train_steps": self.learner.train_steps,
-            **trained_facts(self._plan),
-        }
-        step = (
-            self.learner.train_steps
-            if self._plan.is_offline
-            else self._report.counts.counters.agent_steps
-        )
         try:
-            folder = self._store.save(step, tree, facts)
+            folder = self._store.save(self._step, tree, self._facts)
         except (OSError, SafetensorError, CheckpointError) as error:
             self._is_whole = False  # there is no sense in trying it again
             remedy = "make room, then " if isinstance(error, OSError | SafetensorError) else ""
@@ -438,14 +443,14 @@ class LocalRuntime:
         return folder
 
     def _note_score(self, return_mean: float) -> None:
-        """Keep what an evaluation scored higher than any before as the best checkpoint: the newest
-        one if it is of this moment, else one that is written now.
+        """Keep the weights that an evaluation scored higher than any before as the best checkpoint:
+        the newest one if it is of this moment, else one that nothing goes on from.
         """
-        if not math.isfinite(return_mean) or return_mean <= self._store.best_score():
+        if self._newest is not None and self._newest[0] == self._report.env_steps:
+            self._store.mark_best(self._newest[1], return_mean)
             return
-        is_newest = self._newest is not None and self._newest[0] == self._report.env_steps
-        folder = self._newest[1] if self._newest is not None and is_newest else self.checkpoint()
-        self._store.mark_best(folder, return_mean)
+        tree = {"learner": self.learner.state_dict()}
+        self._store.save_best(tree, {"step": self._step, **self._facts}, return_mean)
 
     def save_when_due(self) -> None:
         """Predictions as videos, and a checkpoint."""

@@ -269,7 +269,7 @@ def status_of(folder: Path, summary: Mapping[str, Any], *, is_live: bool = False
         summary: Its ``summary.json``, empty before the first.
         is_live: True where the caller knows that the run's process lives.
     """
-    status = str(summary.get("status", "starting"))
+    status: str = checked("status", summary.get("status", "starting"), str)
     is_over = status not in ("running", "starting")
     return status if is_over or is_live or _is_running(folder) else "died"
 

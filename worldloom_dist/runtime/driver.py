@@ -351,7 +351,11 @@ class RayRuntime:
                 logger.warning("while stopping: %s", error)
 
     def close(self) -> None:
-        """Let the hub export what it heard last; the roles end with their Ray job."""
+        """Let the hub export what it heard last; the roles end with their Ray job. How the run ended
+        is written: servers that go away from now on change nothing of it.
+        """
+        if self._watch is not None:
+            self._watch.on_hang = lambda _: None
         is_ray_up = self._watch is None or not self._watch.sentence
         if self._plan.config.otel and is_ray_up:
             self._ask("hub-0", Hub.flush, DEADLINES.last_look_s)

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
 LEAVE_WITHIN_S = 15.0
 """For the driver's thread to leave by itself."""
+LEAST_FAILURES = 3
 SERVER_SILENT_S = 12.0
 """Silence after which a distant server is lost; a GCS with Redis behind it may be started again
 until then.
@@ -68,22 +69,27 @@ class DistantServer:
         self._name = name
         self._where = (host, port)
         self._clock = clock
-        self._heard_at = clock()
+        self._failed_since: float | None = None
+        self._failures = 0
 
     def __call__(self) -> str:
         """Connect, and hang up."""
         try:
             socket.create_connection(self._where, timeout=LOOK_EVERY_S).close()
         except OSError as error:
-            silent_s = self._clock() - self._heard_at
-            if silent_s < SERVER_SILENT_S:
+            if self._failed_since is None:  # this process itself may have stood still until now
+                self._failed_since = self._clock()
+            self._failures += 1
+            silent_s = self._clock() - self._failed_since
+            if silent_s < SERVER_SILENT_S or self._failures < LEAST_FAILURES:
                 return ""
             why = error.strerror or error
             return (
                 f"{self._name} at {address_text(*self._where)} has not answered for "
                 f"{silent_s:.0f} s ({why}), and the run's roles are lost with it"
             )
-        self._heard_at = self._clock()
+        self._failed_since = None
+        self._failures = 0
         return ""
 
 

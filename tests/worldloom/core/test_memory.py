@@ -70,7 +70,7 @@ def test_version_1_is_read_too(tmp_path, own_cgroups):
     own.mkdir(parents=True)
     (own / "memory.limit_in_bytes").write_text("7000\n")
     (own / "memory.usage_in_bytes").write_text("2500\n")
-    (own / "memory.stat").write_text("cache 700\ntotal_inactive_file 500\n")
+    (own / "memory.stat").write_text("cache 700\ntotal_inactive_file 400\ntotal_active_file 100\n")
     assert memory_left(tmp_path) == 5000
     (own / "memory.limit_in_bytes").write_text("9223372036854771712\n")
     assert memory_bounds(tmp_path)[0].owner == "machine"

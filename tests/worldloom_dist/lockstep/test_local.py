@@ -121,6 +121,8 @@ def test_the_best_evaluation_keeps_its_weights_wherever_checkpoints_are_due(tmp_
     facts = store.facts(store.find("best"))
     assert facts["score"] == 100.0
     assert facts["train_steps"] == seen[100.0] < run.runtime.learner.train_steps
+    monkeypatch.undo()
+    assert evaluate(tmp_path / "run", checkpoint="best")["train_steps"] == seen[100.0]
 
 
 def test_counting_rows_arrive_whole_and_the_ratio_is_exact(tmp_path):

@@ -25,7 +25,7 @@ from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.protocol import TrainOutput
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import EnvSpec
-from worldloom.nn.generators import fresh_weights, seeded_generator
+from worldloom.nn.generators import fresh_weights, restore_generator, seeded_generator
 from worldloom.nn.optim import LaProp, LaPropConfig
 from worldloom.nn.precision import autocast
 from worldloom.nn.snapshot import check_shapes
@@ -149,7 +149,7 @@ class DreamerV3Agent(DreamerV3Policy):
             for saved, ours in zip(state["normalizer"], self.normalizer, strict=True):
                 ours.copy_(saved)
             self.load_rng_state(state["rng"])
-            self._train_generator.set_state(state["rng"]["train"].cpu())
+            restore_generator(self._train_generator, state["rng"]["train"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(
                 f"agent state: {error!r} is missing or of another kind"

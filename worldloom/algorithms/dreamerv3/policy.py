@@ -25,6 +25,7 @@ from worldloom.core.protocol import ActOutput, Carry, Decide
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.nn.actor import Actor
+from worldloom.nn.generators import restore_generator
 from worldloom.nn.layout import ActionLayout, ObsLayout
 from worldloom.nn.precision import autocast
 from worldloom.nn.snapshot import pack, unpack_into
@@ -202,7 +203,7 @@ class DreamerV3Policy:
                 f"rng: {len(state['acting'])} acting generators saved, {len(self._generators)} here"
             )
         for generator, saved in zip(self._generators, state["acting"], strict=True):
-            generator.set_state(saved.cpu())
+            restore_generator(generator, saved)
 
     def _weights(self) -> CellWeights:
         """The cell's weights, at the same addresses for ever."""

@@ -29,7 +29,7 @@ from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.protocol import TrainOutput
 from worldloom.core.sequence import SequenceBatch, transitions
 from worldloom.core.specs import EnvSpec
-from worldloom.nn.generators import seeded_generator
+from worldloom.nn.generators import restore_generator, seeded_generator
 from worldloom.nn.optim import ClippedAdam
 from worldloom.nn.returns import ReturnNormalizer
 from worldloom.nn.running_moments import RunningMoments
@@ -218,7 +218,7 @@ class MLPAgent(MLPPolicy):
             for held, saved in zip(self.spread_state, state["spread"], strict=True):
                 held.copy_(saved)
             self.load_rng_state(state["rng"])
-            self.train_generator.set_state(state["rng"]["train"].cpu())
+            restore_generator(self.train_generator, state["rng"]["train"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise

@@ -19,7 +19,7 @@ from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.protocol import ActOutput, Carry
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
-from worldloom.nn.generators import fresh_weights, seeded_generator
+from worldloom.nn.generators import fresh_weights, restore_generator, seeded_generator
 from worldloom.nn.snapshot import pack, unpack_into
 from worldloom.nn.transfer import HostTransfer
 
@@ -105,7 +105,7 @@ class MLPPolicy:
                 f"rng: {len(state['acting'])} acting generators saved, {len(self._generators)} here"
             )
         for generator, saved in zip(self._generators, state["acting"], strict=True):
-            generator.set_state(saved.cpu())
+            restore_generator(generator, saved)
 
     def _draw(self, rows: int) -> tuple[Tensor, Tensor]:
         """Uniform and normal draws of one decision. [N, U], [N, M]."""

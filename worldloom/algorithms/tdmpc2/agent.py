@@ -27,6 +27,7 @@ from worldloom.core.seeds import seed_of
 from worldloom.core.sequence import SequenceBatch, transitions
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
+from worldloom.nn.generators import restore_generator
 from worldloom.nn.precision import autocast
 from worldloom.nn.product_speed import has_half_products
 from worldloom.nn.snapshot import pack, unpack_into
@@ -172,7 +173,7 @@ class TDMPC2Policy:
                 f"rng: {len(state['acting'])} acting generators saved, {len(self._generators)} here"
             )
         for generator, saved in zip(self._generators, state["acting"], strict=True):
-            generator.set_state(saved.cpu())
+            restore_generator(generator, saved)
 
     def _draw(self, num_envs: int) -> PlanDraws:
         if not self._is_per_env:
@@ -310,7 +311,7 @@ class TDMPC2Agent(TDMPC2Policy):
             self.model.load_state_dict(state["model"])
             self.target.load_state_dict(state["target"])
             self.load_rng_state(state["rng"])
-            self._train_generator.set_state(state["rng"]["train"].cpu())
+            restore_generator(self._train_generator, state["rng"]["train"])
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"agent state: {error!r} is missing or of another kind"
