@@ -59,8 +59,8 @@ class AsyncRpcClient(Generic[RoleT, ContentT, ResultT]):
             answer = asyncio.get_running_loop().create_future()
             self._open[number] = answer
             assert self._line is not None
-            self._line.send(number, content)
             try:
+                self._line.send(number, content)
                 result: ResultT = value_of(await answer)
                 return result
             except OSError as error:
