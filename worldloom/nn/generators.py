@@ -41,7 +41,7 @@ def restore_generator(generator: torch.Generator, state: Tensor) -> None:
     is_of_cpu = saved.numel() == on_cpu
     is_of_gpu = saved.numel() == GPU_STATE_BYTES
     if saved.dtype == torch.uint8 and (is_of_gpu if generator.device.type == "cpu" else is_of_cpu):
-        logger.info("random numbers begin anew: their state was saved on another kind of device")
+        logger.info("random numbers begin again: their state was saved on another kind of device")
         digest = hashlib.sha256(saved.numpy().tobytes()).digest()
         generator.manual_seed(int.from_bytes(digest[:7]))
         return

@@ -1,4 +1,4 @@
-"""A state that was saved on a GPU is loaded on a CPU: random numbers begin anew, all else goes
+"""A state that was saved on a GPU is loaded on a CPU: random numbers begin again, all else goes
 on.
 """
 
