@@ -56,10 +56,10 @@ DECISION_BUDGET = {
 
 
 def made(make, name, env, **settings):
+    if hasattr(make_agent_config(name), "precision"):
+        settings = {"precision": "float32", **settings}
     with torch.device("meta"):
-        return make(
-            make_agent_config(name, {"precision": "float32", **settings}), env, device="meta"
-        )
+        return make(make_agent_config(name, settings), env, device="meta")
 
 
 def launches_of_update(monkeypatch, name, env, **settings) -> Launches:
