@@ -43,7 +43,7 @@ class RunningMoments(nn.Module):
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
         """[D] each; 0 and 1 before the first batch."""
         coarse, rest, variance, count = self.averages
-        std = variance.sqrt().clamp(min=self.least)
+        std = variance.clamp(min=self.least**2).sqrt()
         return coarse + rest, torch.where(count == 0, 1.0, std)
 
     def scaled(self, x: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def _mean_and_std(averages: Any, *, least: float) -> tuple[Any, Any]:
     """As ``RunningMoments.mean_and_std``; any array will do, which keeps torch out of here."""
     coarse, rest, variance, count = averages
     is_new = (count == 0) * 1.0
-    std = (variance**0.5).clip(min=least)
+    std = variance.clip(min=least**2) ** 0.5
     return coarse + rest, std * (1 - is_new) + is_new
 
 
