@@ -83,7 +83,7 @@ class MLPAgentConfig:
     policy_layers: int = 2
     """Hidden layers of actor and critic."""
     bins: int = 255
-    """Bins of the critic, symexp-spaced up to 4.9e8."""
+    """Bins of the critic, symexp-spaced up to 1.2e6."""
 
     batch_size: int = 32
     """Windows per update."""
