@@ -6,7 +6,9 @@
     python benchmarks/mlp.py explore                # a corridor with one reward, bonus and none
 
 Each writes ``benchmarks/results/mlp_NAME.json``; ``learn`` also the curves, ``mlp_curves.png``. One
-thread each, one run after the other.
+thread each, one run after the other. ``learn`` writes after every run. With ``--tasks`` or
+``--seeds`` it keeps the other runs that the file has, each with the context that it was made in, so
+that the whole can be made in parts; without, it begins a new file.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 ENVS = 16
 MODES = ("actor-critic", "random-shooting", "cem", "mcts")
 TASKS = ("gym:Pendulum-v1", "gym:CartPole-v1")
+SEEDS = (0, 1, 2, 3, 4)
+MOST_WORDS = 4000
+"""Characters of a failed run's output that are shown."""
 OBS = {"obs": ArraySpec((4,))}
 BOX = {"action": ArraySpec((1,))}
 CHOICE = {"action": ArraySpec((), "int64", (2,))}
@@ -99,19 +104,19 @@ def train(task: str, seed: int, env_steps: int) -> dict[str, Any]:
         words = f"--env {task} --agent mlp:small --runtime local --seed {seed}"
         words += f" --env-steps {env_steps} --eval-every {env_steps // 4} --eval-episodes 20"
         words += " --learner.threads 1"
+        words += f" --run-dir {folder}"
         started = time.monotonic()
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "worldloom_dist.launch",
-                *words.split(),
-                "--run-dir",
-                str(folder),
-            ],
-            stdout=subprocess.DEVNULL,
-            check=True,
+        done = subprocess.run(
+            [sys.executable, "-m", "worldloom_dist.launch", *words.split()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
+        if done.returncode:
+            raise SystemExit(
+                f"{task} seed {seed}: the run ended with status {done.returncode}; its output "
+                f"ends with\n{done.stdout[-MOST_WORDS:]}"
+            )
         seconds = time.monotonic() - started
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
@@ -131,15 +136,31 @@ def train(task: str, seed: int, env_steps: int) -> dict[str, Any]:
 
 
 def learn(options: argparse.Namespace) -> dict[str, Any]:
-    """All tasks and seeds, and their curves."""
-    runs = []
-    for task in options.tasks:
-        for seed in options.seeds:
-            runs.append(train(task, seed, options.env_steps))
-            shown = [(e["env_steps"], e["median"]) for e in runs[-1]["evaluations"]]
-            print(f"{task} seed {seed}: {runs[-1]['wall_s']} s; {shown}", flush=True)
-    figure, axes = plt.subplots(1, len(options.tasks), figsize=(5 * len(options.tasks), 4))
-    for axis, task in zip(np.atleast_1d(axes), options.tasks, strict=True):
+    """All tasks and seeds, and their curves; written after every run."""
+    path = RESULTS / "mlp_learn.json"
+    runs: dict[tuple[str, int], dict[str, Any]] = {}
+    is_part = options.tasks is not None or options.seeds is not None
+    if is_part and path.exists():
+        runs = {(run["task"], run["seed"]): run for run in json.loads(path.read_text())["runs"]}
+    result: dict[str, Any] = {}
+    for task in options.tasks or TASKS:
+        for seed in options.seeds or SEEDS:
+            around = context()
+            run = train(task, seed, options.env_steps)
+            runs[task, seed] = {**run, "env_steps": options.env_steps, "context": around}
+            shown = [(e["env_steps"], e["median"]) for e in run["evaluations"]]
+            print(f"{task} seed {seed}: {run['wall_s']} s; {shown}", flush=True)
+            result = {"runs": [runs[key] for key in sorted(runs)]}
+            write(path, {**options.before, **result})
+            draw_curves(result["runs"])
+    return result
+
+
+def draw_curves(runs: Sequence[Mapping[str, Any]]) -> None:
+    """One plot per task, one line per seed."""
+    tasks = sorted({run["task"] for run in runs})
+    figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4))
+    for axis, task in zip(np.atleast_1d(axes), tasks, strict=True):
         for run in (run for run in runs if run["task"] == task):
             points = [(e["env_steps"], e["median"]) for e in run["evaluations"]]
             axis.plot(*zip(*points, strict=True), ".-", label=f"seed {run['seed']}")
@@ -147,7 +168,14 @@ def learn(options: argparse.Namespace) -> dict[str, Any]:
         axis.legend()
     figure.tight_layout()
     figure.savefig(RESULTS / "mlp_curves.png", dpi=110)
-    return {"env_steps": options.env_steps, "runs": runs}
+    plt.close(figure)
+
+
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    """The whole file or, if stopped, the one before."""
+    whole = path.with_suffix(".tmp")
+    whole.write_text(json.dumps(result, indent=1) + "\n")
+    whole.replace(path)
 
 
 # -- a corridor with one reward -------------------------------------------------------------------
@@ -215,11 +243,13 @@ def explored(bonus: float, seed: int, *, preset: str, length: int, steps: int) -
         for name, value in (("obs", obs[0]), ("action", action), ("is_first", t == 0)):
             rows[name].append(value)
         rows["reward"].append(0.0 if t == 0 else reward)
+        if t == 2 * length:  # the episode's last row: its action leads nowhere
+            continue
         reward = corridor.step(action)
         furthest = max(furthest, corridor.place)
         if reward and first_reward is None:
             first_reward = step
-        if step >= 2 * length and step % 2:
+        if step > 2 * length and step % 2:
             agent.train_step(_windows(agent, rows, rng))
     return {"seed": seed, "bonus": bonus, "furthest": furthest, "first_reward": first_reward}
 
@@ -264,20 +294,20 @@ def main() -> None:
     one.add_argument("--repeats", type=int, default=20)
     one.set_defaults(measure=speed)
     one = commands.add_parser("learn")
-    one.add_argument("--tasks", nargs="+", default=list(TASKS))
-    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    one.add_argument("--tasks", nargs="+", help=f"default: {' '.join(TASKS)}")
+    one.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2 3 4")
     one.add_argument("--env-steps", type=int, default=4000)
     one.set_defaults(measure=learn)
     one = commands.add_parser("explore")
-    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    one.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     one.add_argument("--bonus", type=float, default=1.0)
     one.add_argument("--length", type=int, default=40)
     one.add_argument("--steps", type=int, default=1500)
     one.set_defaults(measure=explore)
     options = parser.parse_args()
-    before = context()
-    result = {**before, **options.measure(options)}
-    (RESULTS / f"mlp_{options.command}.json").write_text(json.dumps(result, indent=1) + "\n")
+    options.before = context()
+    result = {**options.before, **options.measure(options)}
+    write(RESULTS / f"mlp_{options.command}.json", result)
 
 
 if __name__ == "__main__":

@@ -56,10 +56,10 @@ DECISION_BUDGET = {
 
 
 def made(make, name, env, **settings):
+    if hasattr(make_agent_config(name), "precision"):
+        settings = {"precision": "float32", **settings}
     with torch.device("meta"):
-        return make(
-            make_agent_config(name, {"precision": "float32", **settings}), env, device="meta"
-        )
+        return make(make_agent_config(name, settings), env, device="meta")
 
 
 def launches_of_update(monkeypatch, name, env, **settings) -> Launches:
@@ -74,7 +74,7 @@ def launches_of_update(monkeypatch, name, env, **settings) -> Launches:
     return launches
 
 
-def launches_of_decision(monkeypatch, name, env) -> Launches:
+def launches_of_decision(monkeypatch, name, env, **settings) -> Launches:
     launches = Launches()
 
     class Enough(Exception):
@@ -89,7 +89,7 @@ def launches_of_decision(monkeypatch, name, env) -> Launches:
         return run
 
     with valueless(monkeypatch):
-        policy = made(make_policy, name, env)
+        policy = made(make_policy, name, env, **settings)
         policy.decide_through(watched)
         obs = {key: spec.zeros(4) for key, spec in env.obs.items()}
         is_first = torch.zeros(4, dtype=torch.bool).numpy()
@@ -112,6 +112,17 @@ def test_every_presets_update_can_be_recorded(monkeypatch, name, env):
 def test_every_presets_decision_can_be_recorded(monkeypatch, name, env):
     launches = launches_of_decision(monkeypatch, name, env)
     assert 20 < launches.total <= DECISION_BUDGET.get((name, env.name), 10_000)
+
+
+@pytest.mark.parametrize("acting", ["cem", "random-shooting", "mcts"])
+def test_every_search_of_the_mlp_agent_can_be_recorded(monkeypatch, acting):
+    env = IMAGE if acting == "mcts" else STACK
+    settings = {"acting": acting, "uncertainty_bonus": 1.0}
+    assert launches_of_decision(monkeypatch, "mlp:ci", env, **settings).total > 100
+
+
+def test_a_curious_update_of_the_mlp_agent_can_be_recorded(monkeypatch):
+    assert launches_of_update(monkeypatch, "mlp:ci", IMAGE, uncertainty_bonus=1.0).total > 100
 
 
 @pytest.mark.parametrize(

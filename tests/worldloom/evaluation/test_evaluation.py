@@ -94,7 +94,8 @@ def test_errors_are_exactly_those_of_a_model_that_drifts() -> None:
         ("dreamerv3:ci", (3, 32, 32), {"encoder_type": "mlp"}, 200.0),
         ("dreamerv3:ci", (3, 32, 32), {}, 200 / 255),
         ("tdmpc2:ci", (4,), {"use_decoder": True}, 200 / 255),
-        ("mlp:ci", (4,), {}, 200 / 255),
+        ("mlp:ci", (4,), {}, 200.0),
+        ("mlp:ci", (3, 32, 32), {}, 200 / 255),
     ],
 )
 def test_reality_has_the_units_of_what_is_decoded(

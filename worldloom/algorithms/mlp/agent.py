@@ -1,4 +1,5 @@
-"""One update of everything: the model on real windows, actor and critic on imagined and real steps.
+"""One update of everything: the model on real windows, the actor on imagined steps, the critic on
+imagined and real ones.
 
 Nothing in ``train_step`` waits for the device. Legend: B windows, T transitions, K members, H
 imagined steps.
@@ -104,6 +105,7 @@ class MLPAgent(MLPPolicy):
             gradients[part] = self._gradients(part, total)
             totals[part] = total
         metrics |= {f"loss/{part}": total.detach() for part, total in behaviour.items()}
+        metrics["loss/total"] = torch.stack(list(totals.values())).sum().detach()
         bad, norms = self._apply(gradients, totals)
         with torch.no_grad():
             for running, averages in moments:
@@ -136,10 +138,10 @@ class MLPAgent(MLPPolicy):
         """
         config = self.config
         rows = [k % len(model.latent) for k in range(config.ensemble_size)]
-        start = model.latent[rows]
+        start = torch.stack([model.latent[row] for row in rows])
         draws = self.own_draws(start.shape[1])
         dreamt = imagine(self.networks, start, *draws, self.scales)
-        start_weight = data.goes_on[rows].flatten()
+        start_weight = torch.cat([data.goes_on[row] for row in rows])
         _, scale = self.spread.offset_scale(self.spread_state)
         actor = actor_loss(
             self.networks,
@@ -154,7 +156,7 @@ class MLPAgent(MLPPolicy):
         imagined = critic_loss(
             self.networks, dreamt.latent[:-1].detach(), actor.returns, actor.weight
         )
-        real = real_critic_loss(self.networks, model.latent, data, self.discount)
+        real = real_critic_loss(self.networks, model.latent, data, self.scales)
         metrics = actor.metrics | {
             "loss/critic_imagined": imagined.detach(),
             "loss/critic_real": real.detach(),
@@ -197,6 +199,10 @@ class MLPAgent(MLPPolicy):
         for part, found in gradients.items():
             self.optimizers[part].step(found, norms[part], bad)
         return bad, {f"grad_norm/{part}": norm for part, norm in norms.items()}
+
+    def generators(self) -> list[torch.Generator]:
+        """See :meth:`worldloom.core.protocol.CapturableUpdate.generators`."""
+        return [*self._generators, self.train_generator]
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimizers, spread of returns and random state; tensors are copies."""

@@ -66,6 +66,4 @@ def make_step(policy: MLPPolicy, *, planner: bool) -> tuple[Policy, PolicyStep]:
             f"planner: searches of {policy.config.name} are not exported, its actor is; leave "
             "--planner out"
         )
-    alone = copy.copy(policy)
-    alone.search = ActorOnly(policy.networks.actor)
-    return alone, ActorStep(policy)
+    return policy.deciding_by(ActorOnly(policy.networks.actor)), ActorStep(policy)

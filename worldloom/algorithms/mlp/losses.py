@@ -1,5 +1,5 @@
-"""The losses of one update: of the model on real windows, and of actor and critic on imagined and
-real steps.
+"""The losses of one update: of the model on real windows, of the actor on imagined steps, and of
+the critic on imagined and real ones.
 
 Pure functions of networks, data and draws. Legend: B windows, T transitions of a window, K members,
 H imagined steps, L latent, A encoded action; time first.
@@ -93,7 +93,7 @@ def model_loss(model: LatentModel, batch: WindowBatch, scales: LossScales) -> Mo
     image = None if batch.image is None else batch.image.flatten(0, 1)
     latent = model.encode_parts(vector, image)
     seen = model.target(vector, image)
-    error = F.mse_loss(model.decoder(latent), seen)
+    error = model.recon_gap(model.decoder(latent), seen).mean()
     latent = latent.view(steps + 1, rows, -1)
     seen = seen.view(steps + 1, rows, -1)
     target = latent.detach()
@@ -109,7 +109,7 @@ def model_loss(model: LatentModel, batch: WindowBatch, scales: LossScales) -> Mo
     shape = (len(joint), steps, rows)
     _, spread = model.reward_moments.mean_and_std()
     gaps = {
-        "prediction": (model.decoder(joint) - seen[1:]).square().mean(-1),
+        "prediction": model.recon_gap(model.decoder(joint), seen[1:]),
         "dynamics": (joint - target[1:]).square().mean(-1),
         "reward": ((reward.view(shape) - batch.reward) / spread).square(),
         "done": F.binary_cross_entropy_with_logits(
@@ -277,12 +277,17 @@ def critic_loss(networks: Networks, latent: Tensor, returns: Tensor, weight: Ten
 
 
 def real_critic_loss(
-    networks: Networks, latent: Tensor, batch: WindowBatch, discount: float
+    networks: Networks, latent: Tensor, batch: WindowBatch, scales: LossScales
 ) -> Tensor:
-    """The same on real steps: one-step targets, reward and slow critic at the next row. ``latent``
-    is [T+1, B, L]. 0-d.
+    """The same on real steps: one-step targets, reward (with the bonus that imagined ones have) and
+    slow critic at the next row. ``latent`` is [T+1, B, L]. 0-d.
     """
     with torch.no_grad():
         ahead = networks.value(latent[1:], is_slow=True)
-        target = batch.reward + discount * (1 - batch.terminated) * ahead
+        reward = batch.reward
+        if scales.uncertainty_bonus:
+            everyone = networks.model.next(latent[:-1].flatten(0, 1), batch.action.flatten(0, 1))
+            doubt = disagreement(everyone).view(reward.shape)
+            reward = reward + scales.uncertainty_bonus * doubt
+        target = reward + scales.discount * (1 - batch.terminated) * ahead
     return critic_loss(networks, latent[:-1], target, batch.live)

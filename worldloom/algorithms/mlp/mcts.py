@@ -78,16 +78,20 @@ class TreeSearch:
     Args:
         config: Number of simulations, depth, discount and bonus.
         layout: Actions, all of them choices.
+        device: Where it searches.
     """
 
-    def __init__(self, config: MLPAgentConfig, layout: ActionLayout) -> None:
+    def __init__(
+        self, config: MLPAgentConfig, layout: ActionLayout, device: torch.device | str = "cpu"
+    ) -> None:
         self.config = config
         self.classes = tuple(count for key in layout.keys for count in key.classes)
         self.choices = math.prod(self.classes)
         self.num_uniform = 1 + self.choices
         self.num_normal = 0
         joint = list(itertools.product(*(range(count) for count in self.classes)))
-        self.codes = one_hot_groups(torch.tensor(joint), self.classes)  # [C, A]
+        codes = one_hot_groups(torch.tensor(joint), self.classes)
+        self.codes = codes.to(device)  # [C, A]
 
     def __call__(
         self, networks: Networks, latent: Tensor, uniform: Tensor, normal: Tensor, *, explore: bool
@@ -99,7 +103,7 @@ class TreeSearch:
             index = sample_classes(visits / visits.sum(-1, keepdim=True), uniform[:, 0])
         else:
             index = visits.argmax(-1)
-        return self.codes.to(latent.device)[index]
+        return self.codes[index]
 
     def grow(self, networks: Networks, latent: Tensor, noise: Tensor | None) -> Tree:
         """The trees after all simulations.
@@ -107,13 +111,14 @@ class TreeSearch:
         Args:
             networks: Model, actor (prior) and critic.
             latent: [N, L] of the roots.
-            noise: [N, C] uniform draws for the priors of the roots, or None.
+            noise: [N, C] uniform draws for the priors of the roots, or None not to explore.
         """
+        bonus = self.config.search_bonus(explore=noise is not None)
         tree = self._plant(networks, latent, noise)
         rows = torch.arange(len(latent), device=latent.device)
         for size in range(1, self.config.simulations + 1):
             path, node, edge = self._descend(tree, rows, min(size, self.config.plan_horizon))
-            self._expand(networks, tree, rows, node, edge, size)
+            self._expand(networks, tree, rows, node, edge, size, bonus)
             self._back_up(networks, tree, rows, path, size)
         return tree
 
@@ -145,7 +150,7 @@ class TreeSearch:
         out = networks.actor(latent)
         rows = latent[:, None].expand(-1, self.choices, -1)
         spread = {n: v[:, None].expand(-1, self.choices, -1) for n, v in out.items()}
-        codes = self.codes.to(latent.device).expand(len(rows), -1, -1)
+        codes = self.codes.expand(len(rows), -1, -1)
         return networks.actor.log_prob(spread, codes).exp()
 
     def _descend(
@@ -185,16 +190,19 @@ class TreeSearch:
         node: Tensor,
         edge: Tensor,
         size: int,
+        bonus: float,
     ) -> None:
-        """Imagine the edge, and keep where it leads as node ``size``."""
+        """Imagine the edge, and keep where it leads as node ``size``; ``bonus`` is per unit of
+        disagreement about that from the members' mean latent.
+        """
         model = networks.model
         state = tree.latent[node, :, rows].transpose(0, 1)  # [K, N, L]
-        action = self.codes.to(state.device)[edge].expand(len(state), -1, -1)
-        latent = model.next(state, action)
+        action = self.codes[edge]
+        latent = model.next(state, action.expand(len(state), -1, -1))
         reward, logit = model.arrival(latent)
         reward = reward.mean(0)
-        if self.config.uncertainty_bonus:
-            reward = reward + self.config.uncertainty_bonus * disagreement(latent)
+        if bonus:
+            reward = reward + bonus * disagreement(model.next(state.mean(0), action))
         tree.latent[size] = latent
         tree.reward[rows, node, edge] = reward
         tree.alive[rows, node, edge] = torch.sigmoid(-logit).mean(0) * (self.config.discount or 1.0)

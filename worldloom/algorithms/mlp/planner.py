@@ -100,7 +100,8 @@ class SequenceSearch:
                 networks, latent, chosen.view(rows, *shapes[0]), jitter.view(rows, *shapes[1])
             )
             sequences = torch.cat([proposed, sequences], 1)
-        value = self._values(networks, latent, sequences)
+        bonus = config.search_bonus(explore=explore)
+        value = self._values(networks, latent, sequences, bonus)
         noise = noise.view(rows, self.iterations - 1, samples, horizon, width)
         for i in range(self.iterations - 1):
             elites = _best(sequences, value, config.num_elites)
@@ -108,7 +109,7 @@ class SequenceSearch:
             std = elites.std(1, keepdim=True, correction=0).clamp(min=MIN_STD)
             drawn = (mean + std * noise[:, i, config.num_elites :]).clamp(-1, 1)
             sequences = torch.cat([elites, drawn], 1)
-            value = self._values(networks, latent, sequences)
+            value = self._values(networks, latent, sequences, bonus)
         best = _best(sequences[:, :, :1], value, config.num_elites)[:, :, 0]
         index = (choice * config.num_elites).long() if explore else torch.zeros_like(choice).long()
         picked = best.gather(1, index[:, :, None].expand(-1, -1, width)).squeeze(1)
@@ -131,13 +132,15 @@ class SequenceSearch:
                 state = networks.model.next(state, action).mean(0)
         return torch.stack(actions, 1).view(rows, count, horizon, -1)
 
-    def _values(self, networks: Networks, latent: Tensor, sequences: Tensor) -> Tensor:
+    def _values(
+        self, networks: Networks, latent: Tensor, sequences: Tensor, bonus: float
+    ) -> Tensor:
         return sequence_values(
             networks,
             latent,
             self._legal(sequences),
             discount=self.config.discount or 1.0,
-            bonus=self.config.uncertainty_bonus,
+            bonus=bonus,
         )
 
     def _legal(self, numbers: Tensor) -> Tensor:
@@ -166,7 +169,9 @@ def sequence_values(
         latent: [N, L].
         sequences: [N, S, H, A] encoded actions.
         discount: Per step.
-        bonus: Reward per unit of the members' disagreement about where a step has led.
+        bonus: Reward per unit of the members' disagreement about where a step leads from the mean
+            of their latents. Along their own ways they would also be apart for what they disagreed
+            about before.
 
     Returns:
         [N, S]: sum_t discount^t alive_t (reward_t + bonus disagreement_t) + discount^H alive_H V,
@@ -179,25 +184,27 @@ def sequence_values(
     total = latent.new_zeros(members, rows * samples)
     alive = torch.ones_like(total)
     for t in range(horizon):
-        action = sequences[:, :, t].flatten(0, 1).expand(members, -1, -1)
-        state = model.next(state, action)
+        action = sequences[:, :, t].flatten(0, 1)
+        common = state.mean(0)
+        state = model.next(state, action.expand(members, -1, -1))
         reward, logit = model.arrival(state)
         if bonus:
-            reward = reward + bonus * disagreement(state)
+            reward = reward + bonus * disagreement(model.next(common, action))
         total = total + alive * reward
         alive = alive * torch.sigmoid(-logit) * discount
     total = total + alive * networks.value(state)
     return total.mean(0).view(rows, samples)
 
 
-def make_search(config: MLPAgentConfig, layout: ActionLayout, actor: Actor) -> Search:
-    """What ``config.acting`` names."""
+def make_search(config: MLPAgentConfig, networks: Networks, device: torch.device) -> Search:
+    """What ``config.acting`` names, for networks on ``device``."""
+    actor = networks.actor
     if config.acting == "actor-critic":
         return ActorOnly(actor)
     if config.acting == "mcts":
-        return TreeSearch(config, layout)
+        return TreeSearch(config, networks.actions, device)
     iterations = config.iterations if config.acting == "cem" else 1
-    return SequenceSearch(config, layout, actor, iterations=iterations)
+    return SequenceSearch(config, networks.actions, actor, iterations=iterations)
 
 
 def _best(sequences: Tensor, value: Tensor, count: int) -> Tensor:

@@ -5,8 +5,9 @@ Nothing is remembered between steps, so the carry is empty. Legend: N envs, A en
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from worldloom.algorithms.mlp.model import Networks
 from worldloom.algorithms.mlp.planner import Search, make_search
 from worldloom.algorithms.mlp.spec import MLPAgentConfig, make_spec, resolve
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
-from worldloom.core.protocol import ActOutput, Carry
+from worldloom.core.protocol import ActOutput, Carry, Decide
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.nn.generators import fresh_weights, restore_generator, seeded_generator
@@ -57,8 +58,9 @@ class MLPPolicy:
         self._is_per_env = num_envs is not None
         seeds = [acting] if num_envs is None else acting.spawn(num_envs)
         self._generators = [seeded_generator(s, self.device) for s in seeds]
-        self.search: Search = make_search(config, networks.actions, networks.actor)
+        self.search: Search = make_search(config, self.networks, self.device)
         self.transfer = HostTransfer(self.device) if self.device.type == "cuda" else None
+        self._decide: Decide = self._choose
 
     def initial_carry(self, num_envs: int) -> Carry:
         """Nothing."""
@@ -74,13 +76,32 @@ class MLPPolicy:
         best; without, the most likely or the best one is taken.
         """
         uniform, normal = self._draw(len(is_first))
-        seen = self._tensors({name: obs[name] for name in self.networks.model.obs.names})
+        given = {f"obs/{name}": obs[name] for name in self.networks.model.obs.names}
+        inputs = self._tensors(given) | {"uniform": uniform, "normal": normal}
+        action = self._decide(inputs, explore=explore)["action"]
+        return ActOutput(self.networks.actor.to_env(self._array(action)), {})
+
+    def decide_through(self, wrap: Callable[[Decide], Decide]) -> None:
+        """See :class:`worldloom.core.protocol.Capturable`."""
+        self._decide = wrap(self._decide)
+
+    @torch.no_grad()
+    def _choose(self, inputs: Mapping[str, Tensor], *, explore: bool) -> dict[str, Tensor]:
+        """The decision: encoded ``action`` [N, A] from tensors on this device, and nothing else."""
+        model = self.networks.model
+        latent = model.encode({name: inputs[f"obs/{name}"] for name in model.obs.names})
         action = self.search(
-            self.networks, self.networks.model.encode(seen), uniform, normal, explore=explore
+            self.networks, latent, inputs["uniform"], inputs["normal"], explore=explore
         )
         # an observation that is not a number spoils its own row alone
-        action = torch.nan_to_num(action)
-        return ActOutput(self.networks.actor.to_env(self._array(action)), {})
+        return {"action": torch.nan_to_num(action)}
+
+    def deciding_by(self, search: Search) -> Self:
+        """The same policy, networks and generators included, that decides by ``search``."""
+        other = copy.copy(self)
+        other.search = search
+        other._decide = other._choose
+        return other
 
     def load_weights(self, snapshot: WeightsSnapshot) -> None:
         """Act with these weights from now on."""

@@ -34,8 +34,8 @@ __all__ = [
 
 DEFAULT_PRESET = "small"
 Acting = Literal["actor-critic", "cem", "random-shooting", "mcts"]
-OBS_LEAST = 0.05
-REWARD_LEAST = 0.1
+OBS_LEAST = 1e-3
+REWARD_LEAST = 1e-3
 """Smallest deviations in whose units observations and rewards are read and predicted."""
 MOST_CHOICES = 256
 """Joint discrete actions that a search tree may branch into."""
@@ -82,8 +82,8 @@ class MLPAgentConfig:
     """Width of actor and critic."""
     policy_layers: int = 2
     """Hidden layers of actor and critic."""
-    bins: int = 201
-    """Bins of the critic, symexp-spaced up to 22,000."""
+    bins: int = 255
+    """Bins of the critic, symexp-spaced up to 1.2e6."""
 
     batch_size: int = 32
     """Windows per update."""
@@ -183,6 +183,12 @@ class MLPAgentConfig:
         """Whether acting searches, rather than ask the actor."""
         return self.acting != "actor-critic"
 
+    def search_bonus(self, *, explore: bool) -> float:
+        """Reward per unit of disagreement in a search: curiosity is for exploring, a penalty (below
+        0) for every decision.
+        """
+        return self.uncertainty_bonus if explore else min(self.uncertainty_bonus, 0.0)
+
 
 _COUNTS = (
     *("latent_dim", "hidden_dim", "ensemble_size", "conv_depth", "policy_dim", "policy_layers"),
@@ -200,8 +206,8 @@ BOUNDS: Mapping[str, Bounds] = {
     **dict.fromkeys(
         ("learning_rate", "policy_learning_rate", "value_learning_rate", "grad_clip"), POSITIVE
     ),
-    **dict.fromkeys(("slow_rate", "discount"), Bounds(above=0, most=1)),
-    **dict.fromkeys(("lam", "return_rate", "straight_through"), FRACTION),
+    **dict.fromkeys(("slow_rate", "return_rate", "discount"), Bounds(above=0, most=1)),
+    **dict.fromkeys(("lam", "straight_through"), FRACTION),
     "updates_per_decision": POSITIVE,
     "bins": Bounds(2),
 }
@@ -212,7 +218,7 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 }
 """Preset -> sizes of the model: the public ones, with the members that the agent trains."""
 _FURTHER: Mapping[str, Mapping[str, Any]] = {
-    "ci": {"policy_dim": 32, "conv_depth": 2, "bins": 41},
+    "ci": {"policy_dim": 32, "conv_depth": 2, "bins": 81},
     "base": {"policy_dim": 256, "batch_size": 64},
     "medium": {"policy_dim": 256, "batch_size": 64, "conv_depth": 32},
     "large": {"policy_dim": 512, "batch_size": 128, "conv_depth": 32},

@@ -82,12 +82,10 @@ def public_weights(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mean_and_std(averages: Any, *, least: float) -> tuple[Any, Any]:
     """As ``RunningMoments.mean_and_std``; any array will do, which keeps torch out of here."""
-    mean, square, weight = averages
-    is_new = (weight == 0) * 1.0
-    fix = weight + is_new
-    mean = mean / fix
-    std = ((square / fix - mean * mean).clip(min=0) ** 0.5).clip(min=least)
-    return mean, std * (1 - is_new) + is_new
+    coarse, rest, variance, count = averages
+    is_new = (count == 0) * 1.0
+    std = variance.clip(min=least**2) ** 0.5
+    return coarse + rest, std * (1 - is_new) + is_new
 
 
 def _read_in_units(found: dict[str, Any], layer: str, mean: Any, std: Any) -> None:

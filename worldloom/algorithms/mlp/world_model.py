@@ -121,6 +121,11 @@ class MLPWorldModel(BaseWorldModel):
             joint = torch.cat([member.next(z, checked)[0] for member, z in pairs], -1).float()
         return joint if isinstance(latent, Tensor) else LatentState(deterministic=joint)
 
+    def natural_obs(self, obs: Tensor) -> Tensor:
+        """See :meth:`BaseWorldModel.natural_obs`; uint8 vectors are read and decoded as 0..255."""
+        is_vector = len(self.config.obs_shape) == 1
+        return obs.float() if is_vector else super().natural_obs(obs)
+
     def predict_reward(self, latent: LatentState | Tensor) -> Tensor:
         """Expected reward on arrival. ``[B, 1]``."""
         pairs = zip(self._members, self._split(latent), strict=True)

@@ -119,3 +119,15 @@ def test_dynamics_do_not_learn_across_the_end_of_an_episode() -> None:
     ends = model.compute_loss(data | {"continues": torch.zeros(2, 3)})
     assert ends["dynamics"].item() == 0.0
     assert model.compute_loss(data | {"continues": torch.ones(2, 3)})["dynamics"].item() > 0
+
+
+def test_uint8_vectors_are_read_and_decoded_as_they_are() -> None:
+    """As ``dreamerv3`` does; images are fractions of 255."""
+    model = create_world_model("mlp:ci")
+    codes = torch.randint(0, 256, (4, 7), dtype=torch.uint8)
+    assert torch.equal(model.encode(codes).features, model.encode(codes.float()).features)
+    assert torch.equal(model.natural_obs(codes), codes.float())
+    images = create_world_model("mlp:ci", obs_shape=(3, 4, 4))
+    pixels = torch.randint(0, 256, (4, 3, 4, 4), dtype=torch.uint8)
+    assert torch.equal(images.natural_obs(pixels), pixels / 255)
+    assert torch.equal(images.encode(pixels).features, images.encode(pixels / 255).features)

@@ -171,6 +171,7 @@ def test_the_guide_s_numbers_are_the_defaults() -> None:
         ({"num_elites": 40}, r"agent\.num_elites must be <= num_samples \(12\), got 40"),
         ({"num_policy_samples": 13}, r"agent\.num_policy_samples must be <= num_samples"),
         ({"ensemble_size": 1, "uncertainty_bonus": 1.0}, "set ensemble_size to 2 or more"),
+        ({"return_rate": 0.0}, r"agent\.return_rate must be a number in \(0, 1\], got 0"),
         ({"horizon": 0}, r"agent\.horizon must be an integer >= 1, got 0"),
     ],
 )
@@ -265,4 +266,15 @@ def test_images_of_any_size_are_trained_at_a_quarter_of_it() -> None:
         float(agent.train_step(random_windows(agent)).metrics["loss/reconstruction"])
         for _ in range(30)
     ]
-    assert losses[-1] < losses[0]
+    # the first update is made before numbers have units
+    assert losses[-1] < losses[1]
+
+
+def test_the_metrics_have_one_total() -> None:
+    agent = tiny_agent()
+    metrics = agent.train_step(random_windows(agent)).metrics
+    scales = agent.scales
+    names = ("reconstruction", "prediction", "dynamics", "reward", "done")
+    want = sum(getattr(scales, name) * float(metrics[f"loss/{name}"]) for name in names)
+    want += float(metrics["loss/actor"]) + float(metrics["loss/critic"])
+    assert float(metrics["loss/total"]) == pytest.approx(want, rel=1e-5)

@@ -20,6 +20,7 @@ from worldloom.algorithms.mlp.losses import (
     real_critic_loss,
 )
 from worldloom.algorithms.mlp.model import disagreement, legal
+from worldloom.core.specs import ArraySpec
 
 SCALES = LossScales(
     reconstruction=1.0,
@@ -250,10 +251,10 @@ def test_the_critic_learns_one_step_targets_of_real_rows() -> None:
     optimizer = torch.optim.Adam(parameters, lr=3e-2)
     with torch.no_grad():
         agent.networks.slow.out[0].bias[:] = 0.0
-        agent.networks.slow.out[0].bias[-8] = 20.0
+        agent.networks.slow.out[0].bias[-9] = 30.0
     ahead = float(agent.networks.value(latent[:1, :1], is_slow=True))
     for _ in range(400):
-        loss = real_critic_loss(agent.networks, latent, batch, 0.5)
+        loss = real_critic_loss(agent.networks, latent, batch, replace(SCALES, discount=0.5))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -261,3 +262,32 @@ def test_the_critic_learns_one_step_targets_of_real_rows() -> None:
     ended = batch.terminated > 0
     assert float(value[ended]) == pytest.approx(1.0, abs=0.1)
     assert float(value[~ended].mean()) == pytest.approx(1.0 + 0.5 * ahead, rel=0.05)
+
+
+def test_real_targets_have_the_bonus_that_imagined_ones_have() -> None:
+    """Both teach one critic."""
+    agent = tiny_agent(discount=0.5)
+    torch.nn.init.normal_(agent.networks.critic.out[0].weight, std=0.1)
+    batch = agent.window_batch(random_windows(agent))
+    latent = torch.randn(*batch.vector.shape[:2], agent.config.latent_dim)
+    following = agent.networks.model.next(latent[:-1].flatten(0, 1), batch.action.flatten(0, 1))
+    doubt = disagreement(following).view(batch.reward.shape).detach()
+    paid = batch._replace(reward=batch.reward + 2.0 * doubt)
+    plain, curious, want = (
+        float(real_critic_loss(agent.networks, latent, data, scales).detach())
+        for data, scales in (
+            (batch, SCALES),
+            (batch, replace(SCALES, uncertainty_bonus=2.0)),
+            (paid, SCALES),
+        )
+    )
+    assert curious == pytest.approx(want, rel=1e-6)
+    assert curious != pytest.approx(plain, rel=1e-4)
+
+
+def test_pixels_do_not_drown_the_numbers_beside_them() -> None:
+    env = make_env({"camera": ArraySpec((32, 32, 3), "uint8"), "joints": ArraySpec((2,))})
+    model = tiny_agent(env).networks.model
+    seen = torch.zeros(5, 2 + model.pixels)
+    decoded = torch.cat([torch.full((5, 2), 3.0), torch.full((5, model.pixels), 2.0)], -1)
+    assert model.recon_gap(decoded, seen).tolist() == pytest.approx([9.0 + 4.0] * 5)

@@ -20,15 +20,24 @@ from worldloom.algorithms.mlp.planner import SequenceSearch, make_search, sequen
 class Line:
     """A known world with two members: a latent moves by the action (or by the class minus 1), the
     reward is minus the distance to 2, the second member adds ``apart`` to every step, and the
-    critic says ``value``.
+    critic says ``value``. With ``by_action`` the second member adds that times the distance moved
+    instead, so that disagreement depends on the action.
     """
 
-    def __init__(self, env: Any, *, apart: float = 0.0, done_at: float = math.inf) -> None:
+    def __init__(
+        self,
+        env: Any,
+        *,
+        apart: float = 0.0,
+        by_action: float = 0.0,
+        done_at: float = math.inf,
+    ) -> None:
         config = tiny_config(latent_dim=1, ensemble_size=2)
         self.actor = Networks(config, env).actor
         self.actions = self.actor.layout
         self.is_discrete = bool(self.actions.keys[0].classes)
         self.apart = torch.tensor([0.0, apart]).view(2, 1, 1)
+        self.by_action = torch.tensor([0.0, by_action]).view(2, 1, 1)
         self.done_at = done_at
         self.end_value = 0.0
         self.model = SimpleNamespace(
@@ -40,7 +49,7 @@ class Line:
             action = (action * torch.arange(-1.0, 2.0)).sum(-1, keepdim=True)
         else:
             action = action[..., :1]
-        moved: Tensor = latent + action + self.apart
+        moved: Tensor = latent + action + self.apart + self.by_action * action.abs()
         return moved
 
     def arrival(self, latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,6 +121,7 @@ def test_the_value_of_a_sequence_is_that_of_a_loop_with_the_critic_at_its_end() 
     latent = torch.tensor([[0.0], [3.2]])
     sequences = torch.from_numpy(rng.uniform(-1, 1, (2, 4, 3, 2)).astype(np.float32))
     found = sequence_values(world, latent, sequences, discount=0.9, bonus=2.0)  # type: ignore[arg-type]
+    doubt = 0.25  # the deviation of 0 and 0.5, about where a step leads from one place
     for n in range(2):
         for s in range(4):
             total = 0.0
@@ -123,29 +133,52 @@ def test_the_value_of_a_sequence_is_that_of_a_loop_with_the_critic_at_its_end() 
                         x + sequences[n, s, t, 0].item() + 0.5 * k for k, x in enumerate(states)
                     ]
                     place = states[member]
-                    doubt = math.sqrt(np.var(states))
                     total += alive * (-abs(place - 2) + 2.0 * doubt)
                     alive *= 0.9 * (place < 4)
                 total += alive * 7.0
             assert found[n, s].item() == pytest.approx(total / 2, abs=1e-4)
 
 
-def test_the_bonus_goes_where_members_disagree() -> None:
-    world = Line(make_env())
-    world.apart = world.apart  # members agree: the bonus adds nothing
-    latent = torch.zeros(1, 1)
-    sequences = torch.tensor([[[[0.2, 0.0]], [[-0.2, 0.0]]]])
+@pytest.mark.parametrize(("by_action", "gains"), [(0.0, [0.0, 0.0]), (1.0, [0.3, 1.2])])
+def test_the_bonus_is_the_disagreement_about_each_sequence_s_own_action(
+    by_action: float, gains: list[float]
+) -> None:
+    world = Line(make_env(), by_action=by_action)
+    sequences = torch.tensor([[[[0.2, 0.0]], [[-0.8, 0.0]]]])
     plain, curious = (
-        sequence_values(world, latent, sequences, discount=0.9, bonus=b)  # type: ignore[arg-type]
+        sequence_values(world, torch.zeros(1, 1), sequences, discount=0.9, bonus=b)  # type: ignore[arg-type]
         for b in (0.0, 3.0)
     )
-    torch.testing.assert_close(plain, curious, atol=1e-4, rtol=0)
-    apart = Line(make_env(), apart=1.0)
+    torch.testing.assert_close(curious - plain, torch.tensor([gains]), atol=1e-4, rtol=0)
+
+
+def test_members_that_went_apart_do_not_disagree_about_a_step_on_which_they_agree() -> None:
+    world = Line(make_env(), by_action=1.0)
+    still = torch.tensor([[[[0.8, 0.0], [0.0, 0.0], [0.0, 0.0]]]])
     plain, curious = (
-        sequence_values(apart, latent, sequences, discount=0.9, bonus=b)  # type: ignore[arg-type]
+        sequence_values(world, torch.zeros(1, 1), still, discount=1.0, bonus=b)  # type: ignore[arg-type]
         for b in (0.0, 3.0)
     )
-    torch.testing.assert_close(curious - plain, torch.full((1, 2), 1.5), atol=1e-4, rtol=0)
+    assert float(curious - plain) == pytest.approx(1.2, abs=1e-4), "for the first step alone"
+
+
+@pytest.mark.parametrize("acting", ["random-shooting", "cem", "mcts"])
+def test_curiosity_counts_while_exploring_alone_and_a_penalty_always(acting: str) -> None:
+    """In place 2 staying is rewarded; moving is what members disagree about."""
+    world = Line(make_env(discrete=3), by_action=0.5)
+    latent = torch.full((20, 1), 2.0)
+    found = {}
+    for bonus in (50.0, -50.0):
+        sizes = {"num_samples": 64, "num_elites": 4, "plan_horizon": 1, "simulations": 48}
+        config = tiny_config(acting=acting, uncertainty_bonus=bonus, discount=0.9, **sizes)
+        search = make_search(config, world, torch.device("cpu"))  # type: ignore[arg-type]
+        for explore in (True, False):
+            chosen = decide(search, world, latent, explore=explore).argmax(-1)
+            found[bonus, explore] = float((chosen == 1).float().mean())
+    assert found[50.0, True] < 0.3
+    assert found[50.0, False] == 1
+    assert found[-50.0, False] == 1
+    assert found[-50.0, True] > 0.7
 
 
 def test_disagreement_is_the_root_of_the_mean_variance() -> None:
@@ -256,9 +289,10 @@ def test_an_imagined_end_keeps_what_lies_behind_it_from_the_tree() -> None:
 
 
 def test_what_acts_is_chosen_by_name() -> None:
-    world = Line(make_env(discrete=3))
+    world: Any = Line(make_env(discrete=3))
+    place = torch.device("cpu")
     kinds = {
-        name: type(make_search(tiny_config(acting=name), world.actions, world.actor)).__name__
+        name: type(make_search(tiny_config(acting=name), world, place)).__name__
         for name in ("actor-critic", "cem", "random-shooting", "mcts")
     }
     assert kinds == {
