@@ -351,8 +351,8 @@ class RayRuntime:
                 logger.warning("while stopping: %s", error)
 
     def close(self) -> None:
-        """Let the hub export what it heard last; the roles end with their Ray job. How the run ended
-        is written: servers that go away from now on change nothing of it.
+        """Let the hub export what it heard last; the roles end with their Ray job. How the run
+        ended is written: servers that go away from now on change nothing of it.
         """
         if self._watch is not None:
             self._watch.on_hang = lambda _: None

@@ -28,8 +28,8 @@ from worldloom.nn.running_moments import RunningMoments
 __all__ = ["Frozen", "LatentModel", "Networks", "disagreement", "legal"]
 
 BIN_LIMIT = 14.0
-"""Outermost bins of the critic, in symlog space: returns up to 1.2e6. At the 20 of DreamerV3, before the
-tails are learned, rounding of their logits moves values by a tenth, which larger steps than
+"""Outermost bins of the critic, in symlog space: returns up to 1.2e6. At DreamerV3's 20, before
+the tails are learned, rounding of their logits moves values by a tenth, which larger steps than
 DreamerV3's magnify.
 """
 SHRINK = 4
