@@ -314,7 +314,21 @@ SPEED: list[Callable[[], Row]] = [
     scale,
     soak,
 ]
+def mlp(task: str, wanted: str) -> Row:
+    """The plain latent model: the last evaluation of every seed."""
+    runs = [run for run in load("mlp_learn")["runs"] if run["task"] == task]
+    last = [run["evaluations"][-1]["median"] for run in runs]
+    steps = max(run["evaluations"][-1]["env_steps"] for run in runs)
+    said = (
+        f"medians of 20 episodes after {steps:,} env steps: {', '.join(f'{m:.0f}' for m in last)} "
+        f"(median {median(last):.0f}; wanted: {wanted})"
+    )
+    return f"`mlp:small` on {task.partition(':')[2]}, {len(runs)} seeds", said, "mlp_learn.json"
+
+
 RETURNS: list[Callable[[], Row]] = [
+    lambda: mlp("gym:Pendulum-v1", "at least -200"),
+    lambda: mlp("gym:CartPole-v1", "at least 400"),
     lambda: last_evaluation("quick_pendulum_ray", "`--preset quick` (`tdmpc2:ci` on Pendulum-v1)"),
     lambda: last_evaluation("dreamerv3_cartpole", "`dreamerv3:ci` on CartPole-v1"),
     lambda: last_evaluation("dreamerv3_pixel_toy", "`dreamerv3:ci` on the pixel toy"),
@@ -336,7 +350,8 @@ def machine(name: str) -> str:
         return ""
     found = load(name.removesuffix(".json"))
     first = next(iter(found.get("stages", {}).values()), {})
-    context = found.get("context") or first.get("context") or {}
+    of_a_run = next(iter(found.get("runs", [])), {}).get("context")
+    context = found.get("context") or first.get("context") or of_a_run or {}
     facts = found.get("machine") or context.get("machine", {})
     load_at_start = facts.get("load", facts.get("load_average", [None])[0])
     cpu = re.sub(r"\(R\)| Processor", "", facts.get("cpu", ""))
