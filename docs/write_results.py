@@ -314,6 +314,8 @@ SPEED: list[Callable[[], Row]] = [
     scale,
     soak,
 ]
+
+
 def mlp(task: str, wanted: str) -> Row:
     """The plain latent model: the last evaluation of every seed."""
     runs = [run for run in load("mlp_learn")["runs"] if run["task"] == task]
