@@ -189,11 +189,8 @@ def _models(options: argparse.Namespace) -> None:
     width = max(map(len, names))
     for name in names:
         entry = MODEL_CATALOG.get(name)
-        millions = entry["params"] / 1e6 if entry else None
         named = _family_and_size(name)[1]  # the authors' own word for it, such as size400m
-        size = f"{named or '':>7}{' M' if named else '  '}"
-        if millions is not None:
-            size = f"{millions:7.1f} M"
+        size = f"{entry['params'] / 1e6:7.1f} M" if entry else f"{named:7} M" if named else " " * 9
         small = "small, for laptops and tests" if name.endswith(":ci") else "an agent"
         text = entry["description"] if entry else small
         _say(f"{name:<{width}}  {size}  {text}{'; --agent' if name in agents else ''}")

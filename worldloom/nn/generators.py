@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.seeds import seed_of
 
-__all__ = ["fresh_weights", "restore_generator", "seeded_generator"]
+__all__ = ["fresh_weights", "restore_generator", "restore_generators", "seeded_generator"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,18 @@ def restore_generator(generator: torch.Generator, state: Tensor) -> None:
         generator.set_state(saved)
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(f"rng: a saved state is that of no generator ({error})") from error
+
+
+def restore_generators(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
+    """:func:`restore_generator` for the acting generators of a policy.
+
+    Raises:
+        CheckpointError: If there are not as many states, or one is that of no generator.
+    """
+    if len(states) != len(generators):
+        raise CheckpointError(f"rng: {len(states)} acting generators saved, {len(generators)} here")
+    for generator, saved in zip(generators, states, strict=True):
+        restore_generator(generator, saved)
 
 
 @contextlib.contextmanager

@@ -20,12 +20,12 @@ from worldloom.algorithms.dreamerv3.model import compute_dtype
 from worldloom.algorithms.dreamerv3.rssm import RSSM, State
 from worldloom.algorithms.dreamerv3.scan import CellWeights
 from worldloom.algorithms.dreamerv3.spec import DreamerV3AgentConfig
-from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.exceptions import ShapeMismatchError
 from worldloom.core.protocol import ActOutput, Carry, Decide
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.nn.actor import Actor
-from worldloom.nn.generators import restore_generator
+from worldloom.nn.generators import restore_generators
 from worldloom.nn.layout import ActionLayout, ObsLayout
 from worldloom.nn.precision import autocast
 from worldloom.nn.snapshot import pack, unpack_into
@@ -198,12 +198,7 @@ class DreamerV3Policy:
 
     def load_rng_state(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`rng_state`."""
-        if len(state["acting"]) != len(self._generators):
-            raise CheckpointError(
-                f"rng: {len(state['acting'])} acting generators saved, {len(self._generators)} here"
-            )
-        for generator, saved in zip(self._generators, state["acting"], strict=True):
-            restore_generator(generator, saved)
+        restore_generators(self._generators, state["acting"])
 
     def _weights(self) -> CellWeights:
         """The cell's weights, at the same addresses for ever."""

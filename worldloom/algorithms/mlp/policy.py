@@ -16,11 +16,11 @@ from torch import Tensor
 from worldloom.algorithms.mlp.model import Networks
 from worldloom.algorithms.mlp.planner import Search, make_search
 from worldloom.algorithms.mlp.spec import MLPAgentConfig, make_spec, resolve
-from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.exceptions import ShapeMismatchError
 from worldloom.core.protocol import ActOutput, Carry, Decide
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
-from worldloom.nn.generators import fresh_weights, restore_generator, seeded_generator
+from worldloom.nn.generators import fresh_weights, restore_generators, seeded_generator
 from worldloom.nn.snapshot import pack, unpack_into
 from worldloom.nn.transfer import HostTransfer
 
@@ -121,12 +121,7 @@ class MLPPolicy:
 
     def load_rng_state(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`rng_state`."""
-        if len(state["acting"]) != len(self._generators):
-            raise CheckpointError(
-                f"rng: {len(state['acting'])} acting generators saved, {len(self._generators)} here"
-            )
-        for generator, saved in zip(self._generators, state["acting"], strict=True):
-            restore_generator(generator, saved)
+        restore_generators(self._generators, state["acting"])
 
     def _draw(self, rows: int) -> tuple[Tensor, Tensor]:
         """Uniform and normal draws of one decision. [N, U], [N, M]."""

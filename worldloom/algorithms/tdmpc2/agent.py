@@ -27,7 +27,7 @@ from worldloom.core.seeds import seed_of
 from worldloom.core.sequence import SequenceBatch, transitions
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
-from worldloom.nn.generators import restore_generator
+from worldloom.nn.generators import restore_generator, restore_generators
 from worldloom.nn.precision import autocast
 from worldloom.nn.product_speed import has_half_products
 from worldloom.nn.snapshot import pack, unpack_into
@@ -168,12 +168,7 @@ class TDMPC2Policy:
 
     def load_rng_state(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`rng_state`."""
-        if len(state["acting"]) != len(self._generators):
-            raise CheckpointError(
-                f"rng: {len(state['acting'])} acting generators saved, {len(self._generators)} here"
-            )
-        for generator, saved in zip(self._generators, state["acting"], strict=True):
-            restore_generator(generator, saved)
+        restore_generators(self._generators, state["acting"])
 
     def _draw(self, num_envs: int) -> PlanDraws:
         if not self._is_per_env:
