@@ -177,9 +177,9 @@ def recovery(role: str) -> Row:
     return f"{role[0].upper()}{role[1:]}", said, "recovery.json"
 
 
-def in_seconds(value: float) -> str:
-    """For people; a short time in milliseconds."""
-    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
+def in_seconds(value: float, digits: int = 0) -> str:
+    """For people; a short time in milliseconds, with ``digits`` of them after the point."""
+    return f"{1000 * value:.{digits}f} ms" if value < 1 else f"{value:.1f} s"
 
 
 def scale() -> Row:
@@ -190,6 +190,44 @@ def scale() -> Row:
         f"{found['worker_pss_mb']['median']:.0f} MB each (PSS)"
     )
     return f"{found['workers']} workers on {found['machine']['cores']} cores", said, "scale.json"
+
+
+def mlp_acts() -> Row:
+    """An act of the plain latent model, by way of choosing."""
+    found = load("mlp_speed")
+    ways = found["presets"]["small"]
+    said = ", ".join(
+        f"{way.removeprefix('act_')} {in_seconds(ways[way]['wall_ms_median'] / 1000, 1)}"
+        for way in ways
+        if way.startswith("act_")
+    )
+    what = (
+        f"An act of `mlp:small` for {found['envs']} envs, one thread (wanted: at most 5 ms; the "
+        f"default is actor-critic); an update takes {ways['update']['wall_ms_median']:.0f} ms"
+    )
+    return what, said, "mlp_speed.json"
+
+
+def calls() -> Row:
+    """CPU of a call between two processes, all transports in turns."""
+    found = load("rpc")
+    ours, unary, stream = (
+        found["transports"][name]["cpu_ms_per_call"]
+        for name in ("sockets", "grpc_unary", "grpc_stream")
+    )
+    said = f"{ours:.2f} ms of CPU; by gRPC {unary:.2f} ms, by a stream of gRPC {stream:.2f} ms"
+    what = f"A call between two processes, {found['clients']} clients that rest between calls"
+    return what, said, "rpc.json"
+
+
+def codes() -> Row:
+    """What the codes on frames cost."""
+    shares = [part["code_share"] for part in load("rpc")["codes"]]
+    said = (
+        f"{min(shares):.0%} to {max(shares):.0%} more CPU than without (wanted: at most 10%, which "
+        "is missed)"
+    )
+    return "Codes on every frame, calls of 300 B to 1.5 MB without rests", said, "rpc.json"
 
 
 def soak() -> Row:
@@ -313,6 +351,9 @@ SPEED: list[Callable[[], Row]] = [
     shard_kills,
     scale,
     soak,
+    mlp_acts,
+    calls,
+    codes,
 ]
 
 
