@@ -40,6 +40,7 @@ from worldloom_dist.run.drawing import remedy_for, why_not_drawn
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.listing import newest_run
 from worldloom_dist.run.machine import check_device
+from worldloom_dist.run.model_check import check_model
 from worldloom_dist.run.plan import resolve
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def evaluate(
         "train_steps": train_steps,
         **evaluator.evaluate().to_dict(),
     }
+    result |= check_model(plan, agent, evaluator.probes)
     if videos:
         saved = save_videos(evaluator.videos, videos_folder, folder.name, evaluator.video_problems)
         result["videos"] = [str(path) for path in saved.paths]

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.foresight import Foresight
 from worldloom.core.process_group import ProcessGroup
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec
@@ -28,6 +29,7 @@ __all__ = [
     "Carry",
     "Decide",
     "Policy",
+    "PredictsAhead",
     "Refreshable",
     "RemembersActions",
     "Reporting",
@@ -319,6 +321,23 @@ class Reporting(Protocol):
         frame for a still.
 
         Changes nothing that training depends on, random state included.
+        """
+
+
+@runtime_checkable
+class PredictsAhead(Protocol):
+    """What an agent adds whose model can be held against what came."""
+
+    def predict_ahead(self, batch: SequenceBatch, warm_up: int) -> Foresight:
+        """See the first rows of windows, then follow their actions alone.
+
+        Changes nothing that training or acting depends on, random state included; equal calls give
+        equal predictions.
+
+        Args:
+            batch: Numpy arrays ``[B, W + K, ...]``, each window inside one episode; extras are not
+                needed.
+            warm_up: W, at least 1 and less than the rows.
         """
 
 

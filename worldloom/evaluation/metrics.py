@@ -20,6 +20,8 @@ from torch import Tensor
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.state import LatentState
+from worldloom.evaluation.calibration import calibration
+from worldloom.nn.functional import to_numpy
 
 __all__ = ["EvaluationReport", "OpenLoop", "calibration", "evaluate_world_model", "open_loop"]
 
@@ -180,36 +182,22 @@ def open_loop(model: Any, batch: Mapping[str, Tensor], *, horizon: int, warm_up:
     seen = _units(model, obs)
     return OpenLoop(
         latent=(
-            _numpy(dreamt.to_features_tensor()[1:]),
-            _numpy(torch.stack([s.features for s in states[ahead]])),
+            to_numpy(dreamt.to_features_tensor()[1:]),
+            to_numpy(torch.stack([s.features for s in states[ahead]])),
         ),
         reward=(
-            _numpy(dreamt.rewards.squeeze(-1)),
-            _numpy(batch["rewards"][:, came].transpose(0, 1)),
+            to_numpy(dreamt.rewards.squeeze(-1)),
+            to_numpy(batch["rewards"][:, came].transpose(0, 1)),
         ),
         cont=_continuation(dreamt.continues, batch, came),
         obs=(
-            _numpy(torch.stack([d["obs"] for d in decoded[1:]])),
-            _numpy(seen[:, ahead].transpose(0, 1)),
+            to_numpy(torch.stack([d["obs"] for d in decoded[1:]])),
+            to_numpy(seen[:, ahead].transpose(0, 1)),
         )
         if has_obs
         else None,
-        reconstruction=(_numpy(decoded[0]["obs"]), _numpy(seen[:, last])) if has_obs else None,
+        reconstruction=(to_numpy(decoded[0]["obs"]), to_numpy(seen[:, last])) if has_obs else None,
     )
-
-
-def calibration(probability: np.ndarray, outcome: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error: |mean probability - frequency| per bin of probability, weighted
-    by the bin's share.
-    """
-    flat = probability.reshape(-1)
-    happened = outcome.reshape(-1)
-    place = np.minimum((flat * bins).astype(int), bins - 1)
-    gaps = [
-        abs(flat[place == b].mean() - happened[place == b].mean()) * np.mean(place == b)
-        for b in np.unique(place)
-    ]
-    return float(np.sum(gaps))
 
 
 def _filtered(model: Any, obs: Tensor, actions: Tensor, task: Tensor | None) -> list[LatentState]:
@@ -235,7 +223,7 @@ def _continuation(
 ) -> Pairs | None:
     if predicted is None or "continues" not in batch:
         return None
-    return _numpy(predicted.squeeze(-1)), _numpy(batch["continues"][:, came].transpose(0, 1))
+    return to_numpy(predicted.squeeze(-1)), to_numpy(batch["continues"][:, came].transpose(0, 1))
 
 
 def _units(model: Any, obs: Tensor) -> Tensor:
@@ -244,11 +232,6 @@ def _units(model: Any, obs: Tensor) -> Tensor:
         natural: Tensor = model.natural_obs(obs)
         return natural
     return obs.float() / 255.0 if obs.dtype == torch.uint8 else obs.float()
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.detach().float().cpu().numpy()
-    return array
 
 
 def _by_step(pairs: Pairs) -> list[float]:

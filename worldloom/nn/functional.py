@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["cumulative_sum", "doubling_sum", "symexp", "symlog"]
+__all__ = ["cumulative_sum", "doubling_sum", "symexp", "symlog", "to_numpy"]
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -37,3 +38,9 @@ def doubling_sum(x: Tensor) -> Tensor:
         x = x + functional.pad(x[..., :-shift], (shift, 0))
         shift *= 2
     return x
+
+
+def to_numpy(x: Tensor) -> np.ndarray:
+    """The same numbers on the host, float32, without gradient."""
+    array: np.ndarray = x.detach().float().cpu().numpy()
+    return array

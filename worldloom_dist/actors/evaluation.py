@@ -26,7 +26,9 @@ from worldloom.core.protocol import Policy
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.vector import EnvStep, VectorEnv
+from worldloom.evaluation.trust import Probes
 from worldloom_dist.actors.acting import LocalActing
+from worldloom_dist.actors.probes import ProbeCollector
 from worldloom_dist.actors.videos import Recorder
 
 __all__ = ["Evaluation", "EvaluationStoppedError", "Evaluator"]
@@ -104,6 +106,8 @@ class Evaluator:
         videos: ``[T, Y, X, 3]`` uint8 of episodes of the last evaluation, with step and return
             below each picture.
         video_problems: Why videos of it are missing, one sentence each.
+        probes: Rows of the last evaluation to hold a model against, where an episode was long
+            enough.
     """
 
     def __init__(
@@ -124,6 +128,7 @@ class Evaluator:
         self._timeout_s = timeout_s
         self.videos: list[np.ndarray] = []
         self.video_problems: list[str] = []
+        self.probes: Probes | None = None
         self._rng_state = policy.rng_state()
         self._version = NO_POLICY
 
@@ -175,10 +180,12 @@ class Evaluator:
         ]
         counters = [_EpisodeStats(share, self._max_steps) for share in shares]
         recorder = Recorder(env, self._num_videos)
+        collector = ProbeCollector(env.spec, env.num_envs)
         watch = _Watch(counters, self._timeout_s, is_stopped)
         row = env.reset()
         while True:
             recorder.see(row)
+            collector.see(row)
             for index, book in enumerate(counters):
                 book.enter(row, index)
             for fault in env.drain_faults():
@@ -188,10 +195,13 @@ class Evaluator:
             if not any(book.owed for book in counters):
                 self.videos = recorder.captioned_videos
                 self.video_problems = recorder.problems
+                self.probes = collector.probes()
                 return counters
             watch.look()
             if any(book.owed and not book.waits for book in counters):
-                row = env.step(acting.act(row.obs, row.is_first, row.live).action)
+                action = acting.act(row.obs, row.is_first, row.live).action
+                collector.acted(action)
+                row = env.step(action)
             else:  # an env has no end of its own: only a reset begins what is still owed
                 row = env.reset()
 

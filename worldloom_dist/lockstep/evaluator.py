@@ -8,11 +8,13 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from worldloom.core.protocol import Agent
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.actors.videos import save_videos
 from worldloom_dist.ports import WeightSource
 from worldloom_dist.run.builders import build_evaluator
 from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.model_check import check_model
 from worldloom_dist.run.plan import Plan
 from worldloom_dist.run.signals import StopFlag
 
@@ -32,6 +34,7 @@ class LocalEvaluator:
         stop: Ends an evaluation.
         note_score: Takes the mean return.
         device: Where the policy decides.
+        agent: What trains, for what its model says of the episodes.
 
     Attributes:
         asked_at: Env steps at the last one; part of a checkpoint.
@@ -47,8 +50,10 @@ class LocalEvaluator:
         stop: StopFlag,
         note_score: Callable[[float], None],
         device: str = "cpu",
+        agent: Agent | None = None,
     ) -> None:
         self._plan = plan
+        self._agent = agent
         self.device = device
         self._folder = folder
         self._weights = weights
@@ -75,6 +80,8 @@ class LocalEvaluator:
             return False
         self.asked_at = env_steps
         result = {"env_steps": env_steps, **found.to_dict(), "version": tuple(found.version)}
+        if self._agent is not None:
+            result |= check_model(self._plan, self._agent, evaluator.probes)
         if self._plan.config.eval_videos:
             label = f"eval-{env_steps:09d}"
             saved = save_videos(

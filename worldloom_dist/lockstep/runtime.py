@@ -169,7 +169,9 @@ class LocalRuntime:
             folder.videos, plan.config.learner.report_every_steps, report.env_steps
         )
         self.workers = LocalWorkers(plan, self.weights, self.replay, device)
-        self.evaluator = LocalEvaluator(plan, folder, self.weights, stop, self._note_score, device)
+        self.evaluator = LocalEvaluator(
+            plan, folder, self.weights, stop, self._note_score, device, self.learner.agent
+        )
         self.gateway: LocalGateway | None = None
         self._node = NodeMeter(folder.path)
         self._process = ProcessMeter()

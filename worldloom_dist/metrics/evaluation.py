@@ -7,8 +7,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap
+from worldloom_dist.metrics.names import key_of
 
 __all__ = ["eval_metrics", "eval_warnings"]
+
+SINGLE = (
+    "reward_bias",
+    "continue_gap",
+    "value_bias",
+    "value_error",
+    "value_correlation",
+    "action_coverage",
+    "action_saturation",
+)
+"""Facts of a model that are one number."""
 
 
 def eval_metrics(result: Mapping[str, Any]) -> MetricMap:
@@ -28,9 +40,24 @@ def eval_metrics(result: Mapping[str, Any]) -> MetricMap:
         }
     if "success_ratio" in result:
         values["eval_success_ratio"] = Last(result["success_ratio"])
+    values |= _model_metrics(result.get("model") or {})
     if "time" in result:
         values["eval_last_timestamp_seconds"] = Last(result["time"])
     return values
+
+
+def _model_metrics(facts: Mapping[str, Any]) -> MetricMap:
+    """What the model says of the episodes, as gauges."""
+    values: MetricMap = {
+        key_of("model_error", of=what, horizon=horizon): Last(error)
+        for what, errors in facts.get("error", {}).items()
+        for horizon, error in errors.items()
+    }
+    values |= {
+        key_of("model_disagreement", horizon=horizon): Last(found)
+        for horizon, found in facts.get("disagreement", {}).items()
+    }
+    return values | {f"model_{name}": Last(facts[name]) for name in SINGLE if name in facts}
 
 
 def eval_warnings(result: Mapping[str, Any], max_steps: int) -> Iterator[str]:
@@ -48,6 +75,8 @@ def eval_warnings(result: Mapping[str, Any], max_steps: int) -> Iterator[str]:
             f"within {max_steps} decisions "
             "and were cut there, as if truncated (--eval-max-steps)"
         )
+    if odd := (result.get("model") or {}).get("not_finite"):
+        yield f"the model predicts numbers that are not finite: {', '.join(odd)}"
     if not math.isfinite(result["return_mean"]):
         yield (
             f"the mean return is {result['return_mean']}: the env's rewards, or their "

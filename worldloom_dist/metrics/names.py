@@ -134,6 +134,53 @@ METRICS: dict[str, MetricInfo] = {
         "Share of the last evaluation's episodes that ended in success, where the env says so.",
         "0 to 1",
     ),
+    "model_error": _gauge(
+        "Error of the model's predictions on the last evaluation's episodes, by what is predicted "
+        "and how many decisions ahead, as a share of the variance of what came.",
+        "below 1, lowest one decision ahead",
+        "above 1: to predict the mean would be better",
+    ),
+    "model_reward_bias": _gauge(
+        "Predicted minus received reward per decision, on the last evaluation's episodes.",
+        "near 0",
+        "far above 0: the policy lives on rewards that do not come",
+    ),
+    "model_continue_gap": _gauge(
+        "Mean gap between the predicted probability of going on and its frequency (expected "
+        "calibration error), on the last evaluation's episodes.",
+        "below 0.05",
+        "near 1: imagined episodes end where real ones go on, or the reverse",
+    ),
+    "model_value_bias": _gauge(
+        "Mean of predicted value minus the return that came, on the last evaluation's episodes.",
+        "small beside the returns",
+        "grows: values run away",
+    ),
+    "model_value_error": _gauge(
+        "Squared error of values as a share of the variance of the returns that came.",
+        "below 1",
+        "far above 1: the values tell nothing of what comes",
+    ),
+    "model_value_correlation": _gauge(
+        "Correlation of values with the returns that came.", "above 0.5", "near 0, or below"
+    ),
+    "model_disagreement": _gauge(
+        "Disagreement of the model with itself about imagined rows of the last evaluation, by how "
+        "many decisions ahead; members of an ensemble, critics, or the round trip through the "
+        "decoder.",
+        "falls",
+        "rises while errors fall: the episodes are new to the model",
+    ),
+    "model_action_coverage": _gauge(
+        "Share of the parts of the action range in which the last evaluation acted.",
+        "as the task asks",
+        "near 0: the policy does one thing",
+    ),
+    "model_action_saturation": _gauge(
+        "Share of continuous action components at an end of their range in the last evaluation.",
+        "as the task asks",
+        "near 1 where the task is no bang-bang control: the policy has saturated",
+    ),
     "eval_last_timestamp_seconds": _gauge(
         "When the last evaluation ended, unix time.", "recent", "old: the evaluator hangs"
     ),

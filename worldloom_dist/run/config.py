@@ -268,6 +268,8 @@ class RunConfig:
     """Episodes of each evaluation of which a video is written to the run folder's videos/."""
     eval_max_steps: int | None = None
     """Decisions after which an evaluation episode is cut (default: 10000 or the env's limit)."""
+    eval_model: bool = True
+    """Hold the agent's model against the episodes of each evaluation."""
     eval_timeout_s: float = 1800.0
     """Seconds that one evaluation may take before it is given up."""
     seed: int = 1

@@ -243,7 +243,7 @@ class RayRuntime:
         """Once the learner trains, which needs the cores until then."""
         if not self._plan.config.eval_episodes or self.supervisor.of_kind("evaluator"):
             return
-        make = partial(_start_evaluator, self._placement, self._plan, self._folder.videos)
+        make = partial(_start_evaluator, self._placement, self._plan, self._folder.path)
         self._add("evaluator", 0, Evaluator.run_forever, make, is_vital=False)
 
     def _start_standby(self, name: str) -> Any:
@@ -538,8 +538,8 @@ def _start_gateway(
     return _start(place, GatewayRole, "gateway", index, plan, index, first + incarnation, key)
 
 
-def _start_evaluator(place: Placement, plan: Plan, videos: Path, _: int) -> Any:
-    return _start(place, EvaluatorRole, "evaluator", 0, plan, videos, threads=3)
+def _start_evaluator(place: Placement, plan: Plan, folder: Path, _: int) -> Any:
+    return _start(place, EvaluatorRole, "evaluator", 0, plan, folder, threads=3)
 
 
 def _start_inference(place: Placement, plan: Plan, index: int, incarnation: int) -> Any:

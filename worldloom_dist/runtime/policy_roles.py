@@ -38,7 +38,9 @@ from worldloom_dist.run.builders import (
     capture_on_gpu,
     measure_act_costs,
 )
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.intervals import Interval
+from worldloom_dist.run.model_check import check_checkpoint
 from worldloom_dist.run.plan import ActCosts, Plan
 from worldloom_dist.runtime.allocator import freeze_objects, keep_freed_memory
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
@@ -128,12 +130,12 @@ class EvaluatorRole:
 
     Args:
         plan: Of the run.
-        videos: Folder for videos of its episodes.
+        folder: Of the run: where videos of its episodes go, and checkpoints are.
     """
 
-    def __init__(self, plan: Plan, videos: Path) -> None:
+    def __init__(self, plan: Plan, folder: Path) -> None:
         self._plan = plan
-        self._videos = videos
+        self._folder = folder
         self.evaluator: Evaluator | None = None
         self._memory = MemoryWatch(None, 1)
         self._log_forwarder = LogForwarder().listen()
@@ -159,11 +161,15 @@ class EvaluatorRole:
         env_steps = env_steps if is_last else max(env_steps, self._env_steps_now())
         result = self.evaluator.evaluate()
         found = {"env_steps": env_steps, **result.to_dict(), "version": tuple(result.version)}
+        found |= check_checkpoint(self._plan, self._folder, self.evaluator.probes)
         if not self._plan.config.eval_videos:
             return found
         label = f"eval-{env_steps:09d}"
         saved = save_videos(
-            self.evaluator.videos, self._videos, label, self.evaluator.video_problems
+            self.evaluator.videos,
+            RunFolder(self._folder).videos,
+            label,
+            self.evaluator.video_problems,
         )
         return {**found, **saved.to_dict()}
 

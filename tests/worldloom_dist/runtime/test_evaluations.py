@@ -176,7 +176,7 @@ def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(
             raise RoleGoneError("coordinator-0 did not answer")
         return coordinator
 
-    shown = SimpleNamespace(videos=[], video_problems=[], load_weights=lambda _: None)
+    shown = SimpleNamespace(videos=[], video_problems=[], probes=None, load_weights=lambda _: None)
     shown.evaluate = lambda: SimpleNamespace(to_dict=lambda: {"return_mean": 1.0}, version=(1, 50))
     monkeypatch.setattr(
         policy_roles, "RemoteWeights", lambda **_: SimpleNamespace(fetch=lambda: None)

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from worldloom.algorithms.dreamerv3.context import pack_latents, window_batch
+from worldloom.algorithms.dreamerv3.foresight import foresight
 from worldloom.algorithms.dreamerv3.networks import Draws, LossOutput, Networks
 from worldloom.algorithms.dreamerv3.policy import ActingNetworks, DreamerV3Policy
 from worldloom.algorithms.dreamerv3.report import open_loop_videos
 from worldloom.algorithms.dreamerv3.spec import LATENT_DETER, DreamerV3AgentConfig, make_spec
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.foresight import Foresight
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.protocol import TrainOutput
 from worldloom.core.sequence import SequenceBatch
@@ -124,6 +126,12 @@ class DreamerV3Agent(DreamerV3Policy):
             return open_loop_videos(
                 self.all_networks.model, rows, length, torch.Generator(self.device).manual_seed(0)
             )
+
+    def predict_ahead(self, batch: SequenceBatch, warm_up: int) -> Foresight:
+        """See :meth:`worldloom.core.protocol.PredictsAhead.predict_ahead`."""
+        rows = window_batch(batch.map(self._tensor), self.all_networks.model, 0)
+        with autocast(self.device, self.config.precision):
+            return foresight(self.all_networks, self.env.obs, rows, warm_up)
 
     def generators(self) -> list[torch.Generator]:
         """See :meth:`worldloom.core.protocol.CapturableUpdate.generators`."""

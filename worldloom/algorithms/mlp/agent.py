@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldloom.algorithms.mlp.foresight import foresight
 from worldloom.algorithms.mlp.losses import (
     LossScales,
     ModelLoss,
@@ -26,6 +27,7 @@ from worldloom.algorithms.mlp.losses import (
 from worldloom.algorithms.mlp.policy import MLPPolicy
 from worldloom.algorithms.mlp.spec import MLPAgentConfig
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.foresight import Foresight
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.protocol import TrainOutput
 from worldloom.core.sequence import SequenceBatch, transitions
@@ -199,6 +201,10 @@ class MLPAgent(MLPPolicy):
         for part, found in gradients.items():
             self.optimizers[part].step(found, norms[part], bad)
         return bad, {f"grad_norm/{part}": norm for part, norm in norms.items()}
+
+    def predict_ahead(self, batch: SequenceBatch, warm_up: int) -> Foresight:
+        """See :meth:`worldloom.core.protocol.PredictsAhead.predict_ahead`."""
+        return foresight(self.networks, self.window_batch(batch), warm_up, self.discount)
 
     def generators(self) -> list[torch.Generator]:
         """See :meth:`worldloom.core.protocol.CapturableUpdate.generators`."""

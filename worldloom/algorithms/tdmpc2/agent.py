@@ -15,12 +15,14 @@ from torch import Tensor
 
 from worldloom.algorithms.tdmpc2.config import Architecture
 from worldloom.algorithms.tdmpc2.draws import PlanDraws, PlanShape, UpdateDraws
+from worldloom.algorithms.tdmpc2.foresight import foresight
 from worldloom.algorithms.tdmpc2.losses import LossSettings, UpdateBatch
 from worldloom.algorithms.tdmpc2.networks import TDMPC2Networks, make_critics
 from worldloom.algorithms.tdmpc2.planner import PlannerSettings, plan
 from worldloom.algorithms.tdmpc2.spec import TDMPC2AgentConfig, make_spec, resolve
 from worldloom.algorithms.tdmpc2.update import OptimizerSettings, Updater
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.foresight import Foresight
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.protocol import ActOutput, Carry, Decide, TrainOutput
 from worldloom.core.seeds import seed_of
@@ -283,6 +285,10 @@ class TDMPC2Agent(TDMPC2Policy):
     def policy_tensors(self) -> Mapping[str, Tensor]:
         """What :meth:`policy_weights` copies, as it is."""
         return self.model.state_dict()
+
+    def predict_ahead(self, batch: SequenceBatch, warm_up: int) -> Foresight:
+        """See :meth:`worldloom.core.protocol.PredictsAhead.predict_ahead`."""
+        return foresight(self.model, self._update_batch(batch), warm_up, self.discount)
 
     def generators(self) -> list[torch.Generator]:
         """See :meth:`worldloom.core.protocol.CapturableUpdate.generators`."""

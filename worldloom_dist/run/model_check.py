@@ -1,0 +1,49 @@
+"""An agent's model held against the episodes of an evaluation; nothing of it may harm one."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from worldloom.core.error_text import first_line
+from worldloom.core.protocol import Agent
+from worldloom.evaluation.trust import Probes, model_facts
+from worldloom_dist.run.builders import build_store, restore_agent
+from worldloom_dist.run.plan import Plan
+
+__all__ = ["check_checkpoint", "check_model"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_model(plan: Plan, agent: Agent, probes: Probes | None) -> dict[str, Any]:
+    """``{"model": facts}`` (see :func:`worldloom.evaluation.trust.model_facts`); empty where there
+    is nothing to say.
+    """
+    if not plan.config.eval_model or probes is None:
+        return {}
+    try:
+        facts = model_facts(agent, probes, plan.env_spec.action)
+    except Exception as error:  # an agent from outside may raise anything
+        logger.warning("the model could not be held against the evaluation: %s", first_line(error))
+        return {}
+    return {"model": facts} if facts else {}
+
+
+def check_checkpoint(plan: Plan, folder: Path, probes: Probes | None) -> dict[str, Any]:
+    """The same with the agent of a run's newest checkpoint, whose ``train_steps`` the facts name;
+    on the CPU, because the accelerator is the learner's.
+    """
+    if not plan.config.eval_model or probes is None:
+        return {}
+    try:
+        newest = build_store(plan, folder).newest()
+        if newest is None:
+            return {}
+        agent, train_steps = restore_agent(plan, newest[0])
+    except Exception as error:  # it may be deleted meanwhile
+        logger.warning("the newest checkpoint could not be read: %s", first_line(error))
+        return {}
+    found = check_model(plan, agent, probes)
+    return {"model": found["model"] | {"train_steps": train_steps}} if found else {}
