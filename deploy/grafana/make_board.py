@@ -35,6 +35,11 @@ def gauge(metric: str, by: str = "", more: str = "") -> str:
     return f'max by ({labels}) (worldloom_{metric}{{run_id=~"$run_id"{more}}})'
 
 
+def maybe(metric: str, by: str = "") -> str:
+    """A gauge that not every run has."""
+    return f"{gauge(metric, by)} or on () vector(0)"
+
+
 def quantile(share: float, metric: str, by: str = "") -> str:
     """A quantile of a histogram over the last minutes."""
     return f"histogram_quantile({share}, {rate(metric + '_bucket', f'{by}, le' if by else 'le')})"
@@ -119,6 +124,20 @@ ROWS: dict[str, list[Panel]] = {
             ("sum by (run_id, reason) "
                 f"(increase(worldloom_learner_skipped_updates_total{RUN}[10m]))", "{{run_id}} {{reason}}")]),
     ],
+    "Model on evaluation episodes": [
+        ("Error", "none", "Share of the variance of what came; 1 is no better than to predict the mean. 0 where nothing was evaluated.", [
+            (maybe("model_error", "of, horizon"), "{{run_id}} {{of}}, {{horizon}} ahead")]),
+        ("Disagreement", "none", "Of the model with itself, by decisions ahead.", [
+            (maybe("model_disagreement", "horizon"), "{{run_id}} {{horizon}} ahead")]),
+        ("Values and returns", "none", "Correlation, and error as a share of the returns' variance.", [
+            (maybe("model_value_correlation"), "{{run_id}} correlation"), (maybe("model_value_error"), "{{run_id}} error")]),
+        ("Bias", "none", "Predicted minus received reward per decision; value minus return.", [
+            (maybe("model_reward_bias"), "{{run_id}} reward"), (maybe("model_value_bias"), "{{run_id}} value")]),
+        ("Ends", "none", "Gap between predicted probability of going on and its frequency.", [
+            (maybe("model_continue_gap"), "{{run_id}}")]),
+        ("Actions", "percentunit", "Share of the range in which the policy acted; share of components at its ends.", [
+            (maybe("model_action_coverage"), "{{run_id}} coverage"), (maybe("model_action_saturation"), "{{run_id}} at an end")]),
+    ],
     "Resources": [
         ("CPU", "none", "Cores that each role uses.", [(rate("process_cpu_seconds_total", "role"), "{{run_id}} {{role}}")]),
         ("Memory", "bytes", "Resident memory of each role's processes.", [
@@ -127,9 +146,9 @@ ROWS: dict[str, list[Panel]] = {
             (gauge("node_cpu_busy_ratio"), "{{run_id}} CPU"),
             (f"1 - {gauge('disk_free_bytes')} / {gauge('disk_size_bytes')}", "{{run_id}} disk")]),
         ("GPU", "percentunit", "Utilization; 0 where there is no GPU.", [
-            (f"{gauge('gpu_utilization_ratio', 'gpu')} or on () vector(0)", "{{run_id}} GPU {{gpu}}")]),
+            (maybe("gpu_utilization_ratio", "gpu"), "{{run_id}} GPU {{gpu}}")]),
         ("GPU memory", "bytes", "In use; 0 where there is no GPU.", [
-            (f"{gauge('gpu_memory_used_bytes', 'gpu')} or on () vector(0)", "{{run_id}} GPU {{gpu}}")]),
+            (maybe("gpu_memory_used_bytes", "gpu"), "{{run_id}} GPU {{gpu}}")]),
         ("Memory left, object store", "bytes", "Left on the driver's machine; in use in Ray's object store.", [
             (gauge("node_memory_available_bytes"), "{{run_id}} left"), (gauge("object_store_used_bytes"), "{{run_id}} store")]),
         ("Open files", "none", "Of each role; a slope is a leak.", [(gauge("process_open_fds", "role"), "{{run_id}} {{role}}")]),

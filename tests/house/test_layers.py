@@ -101,6 +101,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.lockstep.workers",
         "worldloom_dist.lockstep.gateway",
         "worldloom_dist.run.rehearsal",
+        "worldloom_dist.run.model_check",
     },
     {"worldloom_dist.run.evaluations", "worldloom_dist.run.checks"},
     {"worldloom_dist.run.announcing"},

@@ -15,11 +15,19 @@ import numpy as np
 import torch
 
 from worldloom.algorithms.registry import AgentConfig, make_agent, make_agent_config
-from worldloom.core.protocol import ActOutput, Agent, AgentSpec, Carry, TrainOutput
+from worldloom.core.protocol import (
+    ActOutput,
+    Agent,
+    AgentSpec,
+    Carry,
+    PredictsAhead,
+    TrainOutput,
+)
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.testing.contract import ContractError, expect
 from worldloom.testing.no_waiting import no_waiting
 from worldloom.testing.noise import random_batch, random_obs
+from worldloom.testing.predictions import check_predictions
 from worldloom.testing.trees import check_plain, check_same
 
 __all__ = ["check_agent"]
@@ -93,6 +101,7 @@ class Check:
         self.check_weights()
         self.check_resume()
         self.check_nonfinite()
+        self.check_optional()
 
     # -- what the checks do with an agent ----------------------------------------------------------
 
@@ -244,6 +253,12 @@ class Check:
         expect(float(out.nonfinite) == 1, "nonfinite of a batch with NaN", 1, float(out.nonfinite))
         same = np.array_equal(before, _weights(agent))
         expect(same, "weights after a batch with NaN", "those before it", "others")
+
+    def check_optional(self) -> None:
+        """What an agent may add."""
+        agent = self.build()
+        if isinstance(agent, PredictsAhead):
+            check_predictions(agent, self.env)
 
     def check_terminated(self) -> None:
         """Whether an episode terminated matters to the update, where the env may terminate."""

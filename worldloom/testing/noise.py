@@ -15,13 +15,23 @@ from worldloom.core.protocol import AgentSpec
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
 
-__all__ = ["random_batch", "random_obs"]
+__all__ = ["random_batch", "random_obs", "random_windows"]
 
 
 def random_obs(env: EnvSpec, num_envs: int, seed: int) -> dict[str, np.ndarray]:
     """Observations [N, ...] of every key."""
     rng = np.random.default_rng(seed)
     return {key: _values(spec, rng, num_envs) for key, spec in env.obs.items()}
+
+
+def random_windows(env: EnvSpec, windows: int, rows: int, seed: int) -> SequenceBatch:
+    """Rows [B, T, ...] of numpy arrays from the middle of episodes, without extras."""
+    rng = np.random.default_rng(seed)
+    lead = (windows, rows)
+    columns = {name: _values(column, rng, *lead) for name, column in env.columns().items()}
+    for flag in ("is_first", "terminated", "truncated"):
+        columns[flag] = np.zeros(lead, bool)
+    return SequenceBatch.from_columns(columns)
 
 
 def random_batch(

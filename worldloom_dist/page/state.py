@@ -180,6 +180,7 @@ class RunState:
                     for name, axis in AXES.items()
                 },
                 **{key: record.get(key) for key in ("return_mean", "return_std", "episodes")},
+                "model": record.get("model"),
             }
             for record in history.evaluations
         ]

@@ -12,6 +12,7 @@ from worldloom.algorithms.registry import make_agent, make_agent_config
 from worldloom.core.protocol import Agent, PredictsAhead
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.testing.noise import random_windows
 from worldloom.testing.trees import check_same
 
 WINDOWS = 3
@@ -38,23 +39,7 @@ def agent_of(name: str, obs: dict[str, ArraySpec], action: dict[str, ArraySpec])
 
 
 def windows_of(env: EnvSpec, seed: int = 0) -> SequenceBatch:
-    rng = np.random.default_rng(seed)
-    lead = (WINDOWS, SEEN + AHEAD)
-
-    def noise(spec: ArraySpec) -> np.ndarray:
-        if spec.is_discrete:
-            return rng.integers(0, spec.num_classes[0], (*lead, *spec.shape))
-        if spec.dtype == "uint8":
-            return rng.integers(0, 256, (*lead, *spec.shape), np.uint8)
-        return rng.uniform(-1, 1, (*lead, *spec.shape)).astype(np.float32)
-
-    flags = [np.zeros(lead, bool) for _ in range(3)]
-    return SequenceBatch(
-        {key: noise(spec) for key, spec in env.obs.items()},
-        {key: noise(spec) for key, spec in env.action.items()},
-        rng.normal(size=lead).astype(np.float32),
-        *flags,
-    )
+    return random_windows(env, WINDOWS, SEEN + AHEAD, seed)
 
 
 @pytest.mark.parametrize(("name", "obs", "action"), CASES)

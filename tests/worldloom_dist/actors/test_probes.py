@@ -13,7 +13,7 @@ SPEC = EnvSpec(name="numbers", obs={"obs": ArraySpec((1,))}, action={"action": A
 
 def played(lengths: list[int], *, dies_at: int | None = None, envs: int = 1) -> Probes | None:
     """Envs whose observation is the row's place, whose reward is ten times that, and whose action
-    is a hundred times that; episodes of so many decisions, one after the other.
+    is a hundred times that; episodes of these lengths in decisions, one after the other.
     """
     collector = ProbeCollector(SPEC, envs)
     at = 0
