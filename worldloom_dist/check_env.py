@@ -7,6 +7,7 @@ Exit status: 0 it can be trained on (there may be advice), 1 it cannot, 2 wrong 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -14,6 +15,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from worldloom.algorithms.registry import agent_names, agent_spec, make_agent_config
 from worldloom.core.exceptions import (
     ConfigurationError,
     MissingDependencyError,
@@ -23,6 +25,7 @@ from worldloom.core.exceptions import (
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.json_text import to_json
 from worldloom.core.program import called, interruptible
+from worldloom.core.specs import EnvSpec
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom_dist.run.console import stdout_to_stderr
 
@@ -58,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> int:
             start_timeout_s=wait_s + 60,
             max_failures=1,
         )
-        from worldloom.envs.check import check_env
+        from worldloom.envs.check import check_env, play_unguarded
         from worldloom_dist.run.config import RunConfig
 
         usual = RunConfig(agent=options["agent"] or RunConfig().agent)
@@ -66,6 +69,9 @@ def main(words: Sequence[str] | None = None) -> int:
         with stdout_to_stderr():
             env = EnvConfig(**settings)
             report = check_env(env, steps=options["steps"], seed=options["seed"], limits=limits)
+            if options["debug"] and not report.is_good:
+                play_unguarded(env, options["steps"], options["seed"])
+            report.agents = _agents_for(report.spec)
             if report.is_good:
                 _rehearse(report, usual, env, options)
     except WorldLoomError as error:
@@ -85,6 +91,16 @@ def main(words: Sequence[str] | None = None) -> int:
     else:
         sys.stdout.write("\n".join(report.lines()) + "\n")
     return 0 if report.is_good else 1
+
+
+def _agents_for(spec: EnvSpec) -> list[str]:
+    """The algorithms that can act in an env, by its spaces."""
+    found: dict[str, None] = {}
+    for name in agent_names() if spec.obs else ():
+        with contextlib.suppress(ConfigurationError):
+            agent_spec(make_agent_config(name), spec)
+            found[name.partition(":")[0]] = None
+    return list(found)
 
 
 def _rehearse(
@@ -136,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of an env that cannot be built"
+        "--debug", action="store_true", help="show the traceback of what the env raises"
     )
     hints = typing.get_type_hints(EnvConfig)
     for field in dataclasses.fields(EnvConfig):

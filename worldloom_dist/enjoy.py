@@ -177,7 +177,7 @@ def main(words: Sequence[str] | None = None) -> int:
         help="run env code of a folder that was made elsewhere, without being asked",
     )
     options = parser.parse_args(words)
-    logging.basicConfig(level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     reason = "as asked with --video" if options.video else _why_no_window()
     chosen: dict[str, Any] = {
         "checkpoint": options.checkpoint,

@@ -285,7 +285,7 @@ def main(words: Sequence[str] | None = None) -> int:
         help="run env code of a folder that was made elsewhere, without being asked",
     )
     options = parser.parse_args(words)
-    logging.basicConfig(level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     chosen: dict[str, Any] = {
         "checkpoint": options.checkpoint,
         "episodes": options.episodes,

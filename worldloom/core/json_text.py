@@ -7,21 +7,31 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+NUMBERS = re.compile(r"\[\n\s*(?:-?[\d.eE+-]+|null),?(?:\s+(?:-?[\d.eE+-]+|null),?)*\s*\]")
+"""A list of numbers that is written over several lines. No text in quotes has a line's end."""
 
 __all__ = ["finite_json", "parse_json", "read_object", "to_json"]
 
 
 def to_json(data: Any, *, indent: int | None = None) -> str:
-    """Data as JSON text; a number that is not finite becomes ``null``.
+    """Data as JSON text; a number that is not finite becomes ``null``. With an indent, a list of
+    numbers stays on one line.
 
     Example:
         >>> to_json({"loss": float("nan"), "lengths": (3, 4)})
         '{"loss": null, "lengths": [3, 4]}'
     """
-    return json.dumps(finite_json(data), indent=indent, allow_nan=False)
+    text = json.dumps(finite_json(data), indent=indent, allow_nan=False)
+    return text if indent is None else NUMBERS.sub(_on_one_line, text)
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    return re.sub(r"\s+", " ", found[0]).replace("[ ", "[").replace(" ]", "]")
 
 
 def parse_json(text: str | bytes) -> Any:

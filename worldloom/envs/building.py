@@ -58,10 +58,12 @@ def foreign_code(config: EnvConfig, what: str) -> Iterator[None]:
 
 
 def error_text(error: BaseException) -> str:
-    """An error in one line: ours as it is, others with the name of their kind."""
+    """An error in one line: ours as it is, others with the name of their kind and where in foreign
+    code it was raised.
+    """
     if isinstance(error, WorldLoomError):
         return " ".join(str(error).split())
-    return f"{type(error).__name__}: {first_line(error)}"
+    return _with_place(f"{type(error).__name__}: {first_line(error)}", error)
 
 
 def _cause(error: BaseException) -> str:
@@ -72,6 +74,10 @@ def _cause(error: BaseException) -> str:
             f"{type(error).__name__}: "
             f"{error.msg if isinstance(error, SyntaxError) else first_line(error)}"
         )
+    return _with_place(text, error)
+
+
+def _with_place(text: str, error: BaseException) -> str:
     place = _place(error)
     return f"{text} ({place})" if place else text
 

@@ -19,15 +19,15 @@ from worldloom.core.exceptions import (
     ConfigurationError,
     EnvFailureError,
     MissingDependencyError,
-    WorldLoomError,
 )
 from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.envs.building import error_text
 from worldloom.envs.check_spaces import Finding, image_findings, space_findings
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import build_env, make_env
 from worldloom.envs.vector import EnvStep, VectorEnv, sample_actions
 
-__all__ = ["EnvReport", "Finding", "check_env"]
+__all__ = ["EnvReport", "Finding", "check_env", "play_unguarded"]
 
 LARGE_VALUE = 1e3
 LARGE_REWARD = 1e6
@@ -44,11 +44,13 @@ class EnvReport:
         spec: What the env gives and takes.
         findings: What to change.
         facts: Numbers: steps, episodes, returns, lengths, rewards, steps per second, memory.
+        agents: Algorithms that can act in it; empty where they were not asked.
     """
 
     spec: EnvSpec
     findings: list[Finding] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    agents: list[str] = field(default_factory=list)
 
     @property
     def is_good(self) -> bool:
@@ -75,12 +77,9 @@ class EnvReport:
         ]
         lines += ["actions"]
         lines += [f"  {key:<20} {_describe(spec)}" for key, spec in self.spec.action.items()]
-        agents = (
-            "dreamerv3, tdmpc2"
-            if self.spec.has_continuous_actions_only
-            else "dreamerv3 (tdmpc2 takes no discrete actions)"
-        )
-        lines += [f"agents that can act here: {agents}", "settings"]
+        if self.agents:
+            lines += [f"agents that can act here: {', '.join(self.agents)}"]
+        lines += ["settings"]
         return lines + [f"  {name:<20} {value}" for name, value in self.spec.settings.items()]
 
 
@@ -113,11 +112,28 @@ def check_env(
         if not config.ale_vector:
             report.findings += space_findings(config, steps=min(steps, SPACE_STEPS), seed=seed)
     except (Exception, SystemExit) as error:  # the edge of foreign code
-        report.findings.append(Finding(True, _text(error)))
+        report.findings.append(Finding(True, error_text(error)))
     finally:
         env.close()
     report.findings += image_findings(env.spec)
     return report
+
+
+def play_unguarded(config: EnvConfig, steps: int, seed: int) -> None:
+    """Step an env in this process, so that what it raises comes with its traceback.
+
+    Raises:
+        EnvFailureError: If the env fails; the cause is its own error.
+    """
+    limits = EnvLimits(max_failures=1)
+    env = make_env(config, seed=seed, limits=limits, processes=False, is_exact=False)
+    try:
+        rngs = _generators(env, seed)
+        env.reset()
+        for _ in range(steps):
+            env.step(sample_actions(env.spec, rngs))
+    finally:
+        env.close()
 
 
 def _try_in_process(
@@ -148,7 +164,7 @@ def _try_in_process(
     # the edge of foreign code: a vector env steps in this process
     except (Exception, SystemExit) as error:
         text = (
-            f"raised: {_text(error)}; mend the env: in training it would end its worker "
+            f"raised: {error_text(error)}; mend the env: in training it would end its worker "
             "with all its envs"
         )
         return EnvReport(env.spec, [Finding(True, text)])
@@ -160,10 +176,6 @@ def _try_in_process(
 def _reason(error: EnvFailureError) -> str:
     """What happened to the only env, without the words for the case that it has company."""
     return str(error).rpartition("the last failure: env 0 ")[2]
-
-
-def _text(error: BaseException) -> str:
-    return str(error) if isinstance(error, WorldLoomError) else f"{type(error).__name__}: {error}"
 
 
 class _Statistics:
@@ -238,7 +250,7 @@ def _facts(statistics: _Statistics, steps: int, seconds: float, repeat: int) -> 
     facts |= {"memory of process": f"{_memory_mb():.0f} MB", "episodes": len(statistics.returns)}
     if statistics.returns:
         facts["ends"] = ", ".join(f"{count} {name}" for name, count in statistics.ends.items())
-        facts["return"] = _spread(statistics.returns)
+        facts["random return"] = _spread(statistics.returns)
         facts["length"] = _spread(statistics.lengths)
     facts["reward"] = _spread(statistics.rewards)
     return facts
@@ -285,7 +297,9 @@ def _seeding_findings(config: EnvConfig, seed: int) -> list[Finding]:
         first, again, other = (_trace(config, s) for s in (seed, seed, seed + 1))
     except (Exception, SystemExit) as error:  # the edge of foreign code
         return [
-            Finding(True, f"a second env could not be stepped beside the first: {_text(error)}")
+            Finding(
+                True, f"a second env could not be stepped beside the first: {error_text(error)}"
+            )
         ]
     if not _equal(first, again):
         return [

@@ -76,7 +76,9 @@ class FailureTracker:
         if fault.is_quarantined:
             self._quarantined[env] = fault
         self._due_s[env] = now + self._backoff.pause_after_s(len(times))
-        logger.warning(
+        is_known = detail == self._last_detail and not fault.is_quarantined
+        logger.log(
+            logging.DEBUG if is_known else logging.WARNING,
             "env %d %s (failure %d in the window)%s: %s",
             env,
             SAYS.get(kind, kind),

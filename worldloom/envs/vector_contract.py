@@ -231,7 +231,7 @@ def rewards_of(name: str, value: np.ndarray) -> np.ndarray:
         raise EnvFailureError(
             f"reward {reward[wrong[0]]} of env {wrong[0]} of vector env {name!r} is "
             "not finite in float32 "
-            "(at most 3.4e38 in size); scale it inside the env"
+            "(at most 3.4e38 in size); mend or scale it inside the env"
         )
     return reward
 

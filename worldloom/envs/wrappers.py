@@ -178,7 +178,7 @@ class EnvAdapter:
         if not -LARGEST <= total <= LARGEST:  # NaN fails this too
             raise EnvFailureError(
                 f"reward {total} is not finite in float32 (at most 3.4e38 in size); "
-                "scale it inside the env"
+                "mend or scale it inside the env"
             )
         self._elapsed += 1
         if self._limit is not None and self._elapsed >= self._limit and not terminated:

@@ -86,6 +86,11 @@ def run(options: argparse.Namespace) -> None:
         trust_env=options.trust_env,
     )
     lines = [] if found.parity is None else found.parity.lines()
+    if found.leaves_search_out:
+        lines.append(
+            "policy: the agent's policy prior, without the search that evaluations make; --planner "
+            "exports that too"
+        )
     lines.append(f"{found.folder}: {', '.join(found.files)}")
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from worldloom.algorithms.registry import (
+    agent_spec,
     make_agent_config,
     make_step,
     own_field,
@@ -70,12 +71,14 @@ class Exported:
         files: Their names, the policy first.
         contract: What ``policy.json`` says.
         parity: How the comparison went; None for weights alone.
+        leaves_search_out: True where the agent itself searches, and what was exported does not.
     """
 
     folder: Path
     files: tuple[str, ...]
     contract: Mapping[str, Any]
     parity: Parity | None
+    leaves_search_out: bool = False
 
 
 def export_policy(
@@ -157,7 +160,15 @@ def export_policy(
             graph, file=path.name, precision=precision, takes_any_batch=takes_any_batch
         )
         files = _write_beside(staging, described, parity, runs=format == "onnx")
-    return Exported(folder=place, files=files, contract=described, parity=parity)
+    config = make_agent_config(name, {k: v for k, v in saved.agent.items() if k != "name"})
+    searches = agent_spec(config, saved.env).acting == "planner"
+    return Exported(
+        folder=place,
+        files=files,
+        contract=described,
+        parity=parity,
+        leaves_search_out=searches and not planner,
+    )
 
 
 def _check_options(format: str, precision: str, *, planner: bool, samples: int | None) -> None:

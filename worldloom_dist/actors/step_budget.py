@@ -27,6 +27,7 @@ class StepBudget:
         slot, incarnation: Of the worker.
         submit: Sends a question; what it returns waits for the answer.
         is_stopping: True when the worker is to end.
+        on_wait: Called before every wait.
         clock: Monotonic seconds.
     """
 
@@ -36,12 +37,14 @@ class StepBudget:
         incarnation: int,
         submit: Callable[[StepQuestion], Callable[[], StepPermit]],
         is_stopping: Callable[[], bool],
+        on_wait: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._slot = slot
         self._incarnation = incarnation
         self._submit = submit
         self._is_stopping = is_stopping
+        self._on_wait = on_wait
         self._clock = clock
         self._groups: list[tuple[Callable[[], int], Callable[[], None]]] = []
         self._left = 0
@@ -67,23 +70,28 @@ class StepBudget:
         if self._left >= steps:
             return True
         self._least = max(self._least, steps)
-        started = self._clock()
-        try:
-            while self._left < steps:
-                if self._is_stopping():
-                    return False
-                self._ask()
-                assert self._answer is not None
-                answer = self._answer
-                self._answer = None
-                permit = answer()
-                self._left = permit.steps
-                if permit.must_send:
-                    for _, flush in self._groups:
-                        flush()
-        finally:
-            self._waited_s += self._clock() - started
+        while self._left < steps:
+            if self._is_stopping():
+                return False
+            self._on_wait()
+            started = self._clock()
+            try:
+                self._wait()
+            finally:
+                self._waited_s += self._clock() - started
         return True
+
+    def _wait(self) -> None:
+        """Until an answer is there; it may permit nothing."""
+        self._ask()
+        assert self._answer is not None
+        answer = self._answer
+        self._answer = None
+        permit = answer()
+        self._left = permit.steps
+        if permit.must_send:
+            for _, flush in self._groups:
+                flush()
 
     def spent(self, steps: int) -> None:
         """A decision has made this number of steps, and they are written."""

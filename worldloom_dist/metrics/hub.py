@@ -31,6 +31,8 @@ __all__ = ["MetricsHub"]
 logger = logging.getLogger(__name__)
 
 RECENT_EPISODES = 20
+BROKEN_OFF = "error"
+"""Reason of an episode that its env broke off: its return says nothing of the policy."""
 GONE_AFTER_S = 900.0
 """An instance that is silent for this long, while others of its role are heard, is not coming back:
 longer than any deadline of the supervisor.
@@ -94,9 +96,10 @@ class MetricsHub(Collector):
             for key, value in values.items():
                 self._merge(role, index, key, value)
             for episode in episodes:
-                self._episodes.append(episode)
                 self._merge(role, ALL, key_of("episodes_total", reason=episode["reason"]), Sum(1))
-            if episodes:
+            whole = [episode for episode in episodes if episode["reason"] != BROKEN_OFF]
+            self._episodes.extend(whole)
+            if whole:
                 for name, number in _of_episodes(self._episodes).items():
                     self._values[RUN, f"{name}{{split=train}}"] = {ALL: Last(number)}
 

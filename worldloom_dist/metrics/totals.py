@@ -51,12 +51,14 @@ class RunTotals:
         for key, value in _rising(snapshot):
             self.values[key] = max(value, self.values.get(key, value))
 
-    def grown(self, name: str) -> float:
-        """By how much a counter has grown since this object was made, summed over its labels."""
+    def grown(self, name: str, **labels: str) -> float:
+        """By how much a counter has grown since this object was made, summed over the labels that
+        are not given.
+        """
         return sum(
             value - self._began.get(key, 0.0)
             for key, value in self.values.items()
-            if split_key(key)[0] == name
+            if (found := split_key(key))[0] == name and labels.items() <= found[1].items()
         )
 
 

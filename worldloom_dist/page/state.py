@@ -90,7 +90,7 @@ class RunState:
                 "time": time.time(),
                 "is_live": self._is_live,
                 "view": dataclasses.asdict(view)
-                | {name: getattr(view, name) for name in ("progress", "eta_s", "is_offline")},
+                | {name: getattr(view, name) for name in ("progress", "is_offline")},
                 **self._curves(view),
                 "run": self._run(config),
                 "summary": self._summary,

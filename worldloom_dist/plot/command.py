@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     try:
         run_dirs = options.run_dir or [newest_run()]
-        path = options.output or run_dirs[0] / "plot.png"
+        path = options.output or _usual_place(run_dirs) / "plot.png"
         if not options.table or options.output:
             check_drawing(path, needs_folder=options.output is not None)
         references = [found for task in options.reference for found in find_published(task)]
@@ -50,6 +51,15 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _usual_place(run_dirs: Sequence[Path]) -> Path:
+    """The folder of a run; of several the one in which they all are, so that none's picture is
+    replaced by one of more.
+    """
+    if len({folder.resolve() for folder in run_dirs}) == 1:
+        return run_dirs[0]
+    return Path(os.path.commonpath(folder.absolute() for folder in run_dirs))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=called("plot"),
@@ -62,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         default=None,
-        help="PNG, PDF or SVG (default: plot.png in the first folder)",
+        help="PNG, PDF or SVG (default: plot.png in the run's folder, of several in the one that "
+        "they share)",
     )
     parser.add_argument("--title", default="", help="of the picture")
     parser.add_argument(

@@ -29,6 +29,7 @@ from worldloom_dist.run.agent_help import agent_help
 from worldloom_dist.run.config import NO_PRESET, RunConfig
 from worldloom_dist.run.flag_hints import hint
 from worldloom_dist.run.help_texts import description, footer
+from worldloom_dist.run.listing import newest_run
 from worldloom_dist.run.presets import PRESETS, default_config, find_preset
 from worldloom_dist.run.resuming import resume_problems
 
@@ -164,6 +165,8 @@ def _split(words: Sequence[str]) -> tuple[Pairs, list[str]]:
             pairs.append((flag, rest.pop(0)))
         elif flag in SWITCHES:
             pairs.append((flag, "True"))
+        elif flag == "--resume":
+            pairs.append((flag, str(newest_run())))
         else:
             mistakes.append(f"{flag}: expected a value after it")
     return pairs, mistakes

@@ -20,7 +20,7 @@ from worldloom_dist.run.console import PROGRESS, show_nothing
 from worldloom_dist.run.evaluations import EvaluationRunner, Evaluations
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.intervals import Interval
-from worldloom_dist.run.outcome import check_windows, shortfall
+from worldloom_dist.run.outcome import check_episodes, check_windows, shortfall
 from worldloom_dist.run.plan import Plan
 from worldloom_dist.run.report import Report
 from worldloom_dist.run.signals import StopFlag
@@ -194,6 +194,13 @@ class Run:
         if not self.report.counts.train_steps and self.runtime.num_windows is not None:
             agent_steps = self.report.counts.counters.agent_steps
             check_windows(self.plan, agent_steps, self.runtime.num_windows)
+        if not self.plan.is_offline:
+            check_episodes(
+                self.plan,
+                self.report.grown("agent_steps_total"),
+                self.report.grown("episodes_total", reason="error"),
+                self.report.grown("episodes_total"),
+            )
         self._show(self.report.view)
         self.evaluations.look()
         self.runtime.save_when_due()

@@ -15,12 +15,16 @@ from typing import Any
 from worldloom.core.exceptions import ConfigurationError, TrainingError
 from worldloom_dist.run.plan import Plan
 
-__all__ = ["check_trains", "check_windows", "is_as_asked", "shortfall"]
+__all__ = ["check_episodes", "check_trains", "check_windows", "is_as_asked", "shortfall"]
 
 LEAST_PATIENCE_STEPS = 1000
 PATIENCE_WINDOWS = 4
 """Behind the prefill a run waits for an episode that is long enough: for at least this many agent
 steps, and for this many windows per env."""
+LEAST_BROKEN = 20
+BROKEN_PER_ENV = 3
+RARE_STEPS = 1000
+"""Failures that are further apart may break off an env that has no end of its own."""
 BATCH_FIELDS = ("batch_size", "batch_length")
 """They decide when an agent trains first that has no prefill of its own."""
 WAY_OUT = (
@@ -92,6 +96,29 @@ def check_windows(plan: Plan, agent_steps: int, windows: int) -> None:
             f"no episode in {agent_steps} agent steps filled a window of {rows} rows, "
             "which an update "
             f"of {plan.agent.name} needs, so nothing can be trained; {WAY_OUT}"
+        )
+
+
+def check_episodes(plan: Plan, agent_steps: int, broken: int, ended: int) -> None:
+    """Refuse to go on when the env breaks off every episode: the agent would train on beginnings
+    alone, and an evaluation could never be played.
+
+    Args:
+        plan: Of the run.
+        agent_steps: Stored since the run was started.
+        broken: Episodes that ended by a failure of their env since then.
+        ended: All episodes that ended since then.
+
+    Raises:
+        TrainingError: If there are many, no other one, and failures are not rare either.
+    """
+    if broken < max(LEAST_BROKEN, BROKEN_PER_ENV * plan.config.num_envs) or broken < ended:
+        return
+    if agent_steps <= broken * RARE_STEPS:
+        raise TrainingError(
+            f"all of the first {broken} episodes were broken off by their env (warnings above say "
+            "why and where), so there is no whole episode to learn from; mend the env: worldloom "
+            f"check-env {plan.env.env}"
         )
 
 

@@ -4,6 +4,7 @@ prefill.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Protocol
 
 from worldloom_dist.run.plan import Plan
@@ -15,6 +16,7 @@ MEASURED_UPDATES = 20
 MEASURED_S = 10.0
 LONG_S = 60.0
 """After this time fewer updates than MEASURED_UPDATES must do."""
+MARK_EVERY_S = 1.0
 
 
 class Progress(Protocol):
@@ -55,6 +57,31 @@ class Pace:
         self._newest = (0.0, 0)
         self._first_steps: int | None = None
         self._is_done = False
+        self._marks: deque[tuple[float, int]] = deque()
+
+    def left_s(self, progress: Progress) -> float | None:
+        """Seconds to go at the rate of the last minute's updates, of which the whole run makes a
+        known number; None before enough of them were made, and when none are left.
+        """
+        if len(self._marks) < 2:
+            return None
+        (began_s, first), (ended_s, last) = self._marks[0], self._marks[-1]
+        left = total_updates(self._plan) - progress.train_steps
+        if left <= 0 or last - first < MEASURED_UPDATES or ended_s - began_s < MEASURED_S:
+            return None
+        return left * (ended_s - began_s) / (last - first)
+
+    def _mark(self, now_s: float, made: int) -> None:
+        """Keep the last minute; updates of the pretraining, which wait for no env, say nothing of
+        those that come after it.
+        """
+        pretrained = self._plan.spec.pretrain_updates
+        if self._marks and self._marks[0][1] < pretrained <= made:
+            self._marks.clear()
+        if not self._marks or now_s - self._marks[-1][0] >= MARK_EVERY_S:
+            self._marks.append((now_s, made))
+        while now_s - self._marks[0][0] > LONG_S and len(self._marks) > 2:
+            self._marks.popleft()
 
     def look(self, now_s: float, progress: Progress) -> str | None:
         """The sentence, when it is time for it.
@@ -66,6 +93,8 @@ class Pace:
         made = progress.train_steps
         if self._first_steps is None:
             self._first_steps = made
+        if made > self._first_steps or self._marks:
+            self._mark(now_s, made)
         if self._is_done or made <= self._first_steps:
             return None
         if self._began is None:

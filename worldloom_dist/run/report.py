@@ -161,9 +161,9 @@ class Report:
         if said := self._pace.look(now, counts):
             logger.info("%s", said)
 
-    def grown(self, name: str) -> int:
+    def grown(self, name: str, **labels: str) -> int:
         """What the roles have counted since the run was started, over a hub that began again."""
-        return int(self._totals.grown(name))
+        return int(self._totals.grown(name, **labels))
 
     @property
     def env_steps(self) -> int:
@@ -334,6 +334,7 @@ class Report:
             restarts=self._restarts(),
             phase=self.phase(),
             wall_time_s=self._wall_before + time.monotonic() - self._started,
+            eta_s=self._pace.left_s(counts),
         )
 
     def summary(self, status: str, error: str | None = None) -> dict[str, Any]:
@@ -382,6 +383,7 @@ class Report:
             "bottleneck": self.bottleneck(),
             "binding": asdict(self._watch.binding),
             "throughput": self._rates.mean,
+            "eta_s": self._pace.left_s(self.counts),
         }
 
     def _restarts(self) -> dict[str, int]:

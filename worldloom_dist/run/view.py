@@ -63,6 +63,7 @@ class View:
         restarts: By kind.
         phase: What it is at, or what binds it.
         wall_time_s: Of the whole run.
+        eta_s: Seconds to go, of a run that goes on; None where that is not known yet.
     """
 
     run_id: str = ""
@@ -88,6 +89,7 @@ class View:
     restarts: Mapping[str, int] = field(default_factory=dict)
     phase: str = ""
     wall_time_s: float = 0.0
+    eta_s: float | None = None
 
     @property
     def progress(self) -> float:
@@ -107,15 +109,6 @@ class View:
         if self.is_offline:
             return f"{self.train_steps:,} of {self.target_updates:,} updates"
         return f"{self.env_steps:,} of {self.target:,} env steps"
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds to go at the present rate; None when nothing moves or nothing is left."""
-        if self.is_offline:
-            left, rate = self.target_updates - self.train_steps, self.updates_per_s
-        else:
-            left, rate = self.target - self.env_steps, self.env_steps_per_s
-        return left / rate if left > 0 and rate > 0 and self.status == "running" else None
 
 
 def title_of(agent: str, env: str, load: str | None, seed: int) -> str:
@@ -254,6 +247,7 @@ def read_view(folder: Path, *, is_live: bool = False) -> View:
         restarts=summary.get("restarts", {}),
         phase=summary.get("bottleneck", "") if is_running else "",
         wall_time_s=summary.get("wall_time_s", 0.0),
+        eta_s=summary.get("eta_s") if status == "running" else None,
     )
     problems = normalize(view) or _evaluation_problems(view.evaluation or {})
     if problems:

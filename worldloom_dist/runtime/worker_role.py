@@ -33,6 +33,7 @@ from worldloom_dist.interfaces import (
 from worldloom_dist.ports import StepPermit, StepQuestion
 from worldloom_dist.rpc.connection import RpcClient
 from worldloom_dist.run.builders import build_grouped_worker, build_policy, worker_memory
+from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.deadlines import DEADLINES
@@ -76,6 +77,7 @@ class WorkerRole:
         self._doing = "starting"
         self._since = time.monotonic()
         self._steps = self._waiting = self._thread = 0
+        self._flush = Interval(flush_interval_s(plan.config.workers))
         self._worker: RolloutWorker | GroupedWorker | None = None
         self._client: RpcClient[Inference, ActRequest, ActReply] | None = None
         self._node = ray.get_runtime_context().get_node_id()
@@ -98,13 +100,12 @@ class WorkerRole:
             self._incarnation,
             partial(self._ask_for_steps, permits),
             self._stopping.is_set,
+            self._emit_if_due,
         )
         worker = build_grouped_worker(
             self._plan, self._slot, self._incarnation, self._acting, self._writer, budget
         )
         self._worker = worker
-        flushed = time.monotonic()
-        every_s = flush_interval_s(self._plan.config.workers)
         open_rows = 0
         try:
             while not self._stopping.is_set():
@@ -112,10 +113,7 @@ class WorkerRole:
                 self._since = time.monotonic()
                 worker.step()
                 self._steps += 1
-                now = time.monotonic()
-                if now - flushed >= every_s:
-                    flushed = now
-                    self._emit(worker)
+                self._emit_if_due()
         finally:
             self._doing = "closing"
             self._since = time.monotonic()
@@ -225,6 +223,11 @@ class WorkerRole:
         self._waiting += 1 if is_waiting else -1
         if not is_waiting:
             self._since = time.monotonic()
+
+    def _emit_if_due(self) -> None:
+        """Send metrics now and then, also while no step may be made."""
+        if self._worker is not None and self._flush.is_due():
+            self._emit(self._worker)
 
     def _emit(self, worker: RolloutWorker | GroupedWorker) -> None:
         episodes = [episode.to_fact() for episode in worker.drain_episodes()]

@@ -282,7 +282,7 @@ def make_spec(config: TDMPC2AgentConfig, env: EnvSpec) -> AgentSpec:
         raise ConfigurationError(
             f"agent {config.name} plans in continuous action spaces only, but action "
             f"{discrete[0]!r} of {env.name} is discrete; "
-            "use --agent dreamerv3",
+            "use --agent dreamerv3 or mlp",
             config.name,
         )
     resolved = resolve(config, env)

@@ -13,6 +13,7 @@ from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, nearest
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.contract import may_terminate, own_limit
+from worldloom.envs.suites.module import local_modules
 from worldloom.envs.suites.rendering import set_up_headless
 from worldloom.envs.wrappers import RawEnv
 
@@ -47,6 +48,8 @@ def make(config: EnvConfig, *, renders: bool = False) -> RawEnv:
             env = AddRenderObservation(env, render_only=True)
     except gymnasium.error.UnregisteredEnv as error:
         hint = nearest(name, gymnasium.registry)
+        if name in local_modules():
+            hint = f"; for a class in {name}.py say {name}:CLASS"
         raise ConfigurationError(
             f"env {config.env!r}: gymnasium knows no {name!r}{hint}"
         ) from error

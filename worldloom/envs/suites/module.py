@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from gymnasium.vector import VectorEnv as GymVectorEnv
@@ -15,7 +16,7 @@ from worldloom.envs.config import SUITES, EnvConfig
 from worldloom.envs.contract import may_terminate, own_limit
 from worldloom.envs.wrappers import RawEnv
 
-__all__ = ["make"]
+__all__ = ["local_modules", "make"]
 
 NEEDED_OF_VECTOR = ("reset", "step", "num_envs", "single_observation_space", "single_action_space")
 NEEDED = ("reset", "step", "observation_space", "action_space")
@@ -54,6 +55,11 @@ def make(
     return raw or env
 
 
+def local_modules() -> list[str]:
+    """Python files of the folder that a command runs in."""
+    return sorted(path.stem for path in Path.cwd().glob("*.py"))
+
+
 def _find(config: EnvConfig) -> Callable[..., Any]:
     module_name, _, attribute = config.name.partition(":")
     with foreign_code(config, "imported"):
@@ -65,7 +71,8 @@ def _find(config: EnvConfig) -> Callable[..., Any]:
             ):
                 raise
             hint = (
-                nearest(module_name, SUITES) or "; run from the folder that holds it, or install it"
+                nearest(module_name, [*local_modules(), *SUITES])
+                or "; run from the folder that holds it, or install it"
             )
             raise ConfigurationError(
                 f"env {config.env!r}: no module {module_name!r}{hint}"
