@@ -77,9 +77,12 @@ def model_facts(agent: Any, probes: Probes, actions: Mapping[str, ArraySpec]) ->
         return {}
     ahead = agent.predict_ahead(probes.batch, SEEN_ROWS)
     came = probes.batch.reward[:, SEEN_ROWS:]
-    pairs = {"latent": [ahead.latent], "obs": list(ahead.obs.values())}
-    error = {what: _errors(found) for what, found in pairs.items()}
-    error["reward"] = _errors([(ahead.reward[..., None], came[..., None])])
+    numbers = {key for key, value in probes.batch.obs.items() if value.dtype != np.uint8}
+    error = {
+        "obs": _errors([_scaled(pair, each=key in numbers) for key, pair in ahead.obs.items()]),
+        "latent": _errors([_scaled(ahead.latent, each=False)]),
+        "reward": _errors([_scaled((ahead.reward[..., None], came[..., None]), each=True)]),
+    }
     facts: dict[str, Any] = {
         "windows": len(came),
         "error": {what: found for what, found in error.items() if found},
@@ -135,24 +138,34 @@ def action_facts(
     return facts
 
 
-def _errors(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """Share of the variance that predictions ``[B, K, F]`` leave unexplained, by decisions ahead.
+def _scaled(pair: tuple[np.ndarray, np.ndarray], *, each: bool) -> np.ndarray | None:
+    """Squared errors of predictions ``[B, K, F]`` by row ahead, ``[K]``, as a share of the variance
+    of what came; None where nothing changes.
 
-    A number counts like any other of its key, whatever its unit: its errors are divided by its own
-    variance. Keys count alike. Numbers that hardly change are left out.
+    Args:
+        pair: Predicted and seen.
+        each: Divide the errors of every number by its own variance, because numbers have units of
+            their own; one that hardly changes is left out. False for pixels and latents, which have
+            one unit: all errors are divided by all of the variance.
     """
-    if not pairs:
+    predicted, seen = pair
+    variance = seen.reshape(-1, seen.shape[-1]).var(0)
+    if not each:
+        variance = np.full_like(variance, variance.mean())
+    tells = variance > LEAST_VARIANCE
+    if not tells.any():
+        return None
+    squared = np.square(predicted[..., tells] - seen[..., tells]) / variance[tells]
+    found: np.ndarray = squared.mean((0, 2))
+    return found
+
+
+def _errors(by_key: Sequence[np.ndarray | None]) -> dict[str, float]:
+    """Errors by decisions ahead; keys count alike."""
+    known = [errors for errors in by_key if errors is not None]
+    if not known:
         return {}
-    by_key = []
-    for predicted, seen in pairs:
-        variance = seen.reshape(-1, seen.shape[-1]).var(0)
-        tells = variance > LEAST_VARIANCE
-        if tells.any():
-            squared = np.square(predicted[..., tells] - seen[..., tells]) / variance[tells]
-            by_key.append(squared.mean((0, 2)))
-    if not by_key:
-        return {}
-    mean = np.mean(by_key, axis=0)
+    mean = np.mean(known, axis=0)
     return {str(k): float(mean[k - 1]) for k in HORIZONS if k <= len(mean)}
 
 

@@ -148,6 +148,17 @@ def test_numbers_that_are_none_are_named_and_left_out() -> None:
     assert list(facts["error"]["latent"]) == ["1", "2", "4", "15"]
 
 
+def test_numbers_of_a_latent_have_one_unit() -> None:
+    given = probes(terminated=True)
+    rng = np.random.default_rng(0)
+    seen = rng.normal(size=(4, IMAGINED_ROWS, 2)) * [1.0, 1e-3]
+    wrong = seen + np.array([0.0, 0.01])
+    facts = model_facts(Model(given, latent=(wrong, seen)), given, BOX)
+    assert facts["error"]["latent"]["1"] == pytest.approx(1e-4 / seen.var((0, 1)).sum())
+    facts = model_facts(Model(given, obs={"obs": (wrong, seen)}), given, BOX)
+    assert facts["error"]["obs"]["1"] == pytest.approx(1e-4 / seen.var((0, 1))[1] / 2)
+
+
 def test_what_never_changes_is_not_judged() -> None:
     given = probes(terminated=True)
     still = np.ones((4, IMAGINED_ROWS, 3))
