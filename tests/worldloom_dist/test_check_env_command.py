@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from worldloom.core.exceptions import EnvFailureError
 from worldloom_dist.check_env import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -103,3 +104,28 @@ def test_the_env_may_be_named_as_a_run_takes_it(capsys):
     assert "toy:point" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([])
+
+
+def test_what_an_env_raises_is_shown_with_its_place_and_on_demand_its_traceback(tmp_path, capsys):
+    (tmp_path / "motor_env.py").write_text(
+        "from worldloom.envs.toy import PointEnv\n\n\n"
+        "class Cart(PointEnv):\n"
+        "    def step(self, action):\n"
+        "        raise KeyError('motor')\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        assert main(["motor_env:Cart", "--steps", "10"]) == 1
+        text = capsys.readouterr().out
+        assert f"KeyError: 'motor' ({tmp_path}/motor_env.py:6)" in text
+        assert "agents that can act here: dreamerv3, mlp, tdmpc2" in text
+        with pytest.raises(EnvFailureError) as failed:
+            main(["motor_env:Cart", "--steps", "10", "--debug"])
+        assert isinstance(failed.value.__context__, KeyError)
+    finally:
+        sys.path.remove(str(tmp_path))
+
+
+def test_agents_that_cannot_act_are_not_offered(capsys):
+    assert main(["gym:CartPole-v1", "--steps", "20"]) == 0
+    assert "agents that can act here: dreamerv3, mlp\n" in capsys.readouterr().out

@@ -431,3 +431,14 @@ def test_colours_stand_out_from_their_paper(style):
         light, dark = sorted((luminance(colour), paper), reverse=True)
         assert (light + 0.05) / (dark + 0.05) > 2.5, colour
     assert len(set(STYLES[style].series)) == len(STYLES[style].series)
+
+
+def test_a_picture_of_several_runs_replaces_none_of_theirs(tmp_path, capsys):
+    folders = [write_run(tmp_path / "runs" / name, records=3) for name in ("a", "b")]
+    assert plot.main([str(folders[0])]) == 0
+    before = (folders[0] / "plot.png").read_bytes()
+    assert plot.main([str(folder) for folder in folders]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "runs" / "plot.png")
+    assert (tmp_path / "runs" / "plot.png").is_file()
+    assert (folders[0] / "plot.png").read_bytes() == before
+    assert not (folders[1] / "plot.png").exists()

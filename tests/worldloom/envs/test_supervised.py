@@ -138,7 +138,7 @@ def test_an_env_that_holds_too_much_is_named_in_the_log(
     opened: list[SupervisedVectorEnv], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(faults.logger, "warning", lambda text, *words: said.append(text % words))
+    monkeypatch.setattr(faults.logger, "log", lambda _, text, *words: said.append(text % words))
     env = supervised(opened, "faulty_envs:hoards_memory", EnvLimits(memory_gb=0.3, grace_s=30.0))
     env.reset()
     step_until_back(env)

@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import numpy as np
@@ -119,8 +120,11 @@ def test_episodes_of_an_env_in_quarantine_are_played_by_the_others() -> None:
     assert result.lengths == (5, 1, 3, 8, 5, 5, 1, 3, 8), (
         "it owed two of its three, and one went to each of the others"
     )
-    assert result.lost_envs == {1: "raised: RuntimeError: broken on purpose"}
-    assert result.to_dict()["lost_envs"] == {"1": "raised: RuntimeError: broken on purpose"}
+    why = result.lost_envs[1]
+    assert re.fullmatch(
+        r"raised: RuntimeError: broken on purpose \(.*/test_evaluation.py:\d+\)", why
+    )
+    assert result.to_dict()["lost_envs"] == {"1": why}
     assert evaluator_with_dead(3, 1).evaluate(9) == result
     healthy = evaluator_with_dead(3).evaluate(9)
     assert healthy.lengths == (5, 1, 3) * 3

@@ -97,3 +97,16 @@ def test_waiting_for_steps_counts_as_blocked():
         pass
     assert worker.drain_metrics()["actor_seconds_total{state=blocked}"].value >= 2.0
     assert worker.drain_metrics()["actor_seconds_total{state=blocked}"].value < 1.0
+
+
+def test_a_worker_that_waits_can_do_something_else_before_every_wait():
+    coordinator = Coordinator(0, 0, 3)
+    coordinator.permits = deque((0, 0, 3))
+    waits: list[int] = []
+    budget = StepBudget(
+        2, 7, coordinator.submit, lambda: False, lambda: waits.append(len(coordinator.asked))
+    )
+    assert budget.take(3)
+    assert waits == [0, 1, 2]
+    assert budget.take(3), "what is left needs no wait"
+    assert len(waits) == 3

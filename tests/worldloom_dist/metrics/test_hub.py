@@ -326,3 +326,17 @@ def test_a_key_that_cannot_be_read_costs_no_other(caplog):
         hub.emit("learner", 0, {"loss{name=a,b}": Last(1.0), "learner_updates_total": Sum(1)})
     assert hub.snapshot()["learner_updates_total"] == 2.0
     assert caplog.text.count("loss{name=a,b}") == 1
+
+
+def test_an_episode_that_its_env_broke_off_is_no_return():
+    hub = MetricsHub("run")
+    broken = {"return": -1.0, "length": 3, "reason": "error"}
+    hub.emit("actor", 0, {}, {"episodes": [broken]})
+    assert "episode_return_mean{split=train}" not in hub.snapshot()
+    hub.emit(
+        "actor", 0, {}, {"episodes": [broken, {"return": 8.0, "length": 9, "reason": "truncated"}]}
+    )
+    snapshot = hub.snapshot()
+    assert snapshot["episode_return_mean{split=train}"] == 8.0
+    assert snapshot["episode_length_steps_mean{split=train}"] == 9
+    assert snapshot["episodes_total{reason=error}"] == 2

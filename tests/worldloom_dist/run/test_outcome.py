@@ -11,13 +11,20 @@ import torch
 
 from tests.worldloom_dist.small_runs import start
 from worldloom.core.exceptions import ConfigurationError, TrainingError
+from worldloom.envs.faults import FailureTracker
 from worldloom.envs.toy import CountingEnv, PointEnv
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.actors.videos import VideoReport
 from worldloom_dist.launch import main
 from worldloom_dist.lockstep import evaluator as module
 from worldloom_dist.run.cli import parse
-from worldloom_dist.run.outcome import check_trains, check_windows, is_as_asked, shortfall
+from worldloom_dist.run.outcome import (
+    check_episodes,
+    check_trains,
+    check_windows,
+    is_as_asked,
+    shortfall,
+)
 from worldloom_dist.run.plan import resolve
 
 RESULT = {"env_steps": 400, "return_mean": 1.0}
@@ -49,6 +56,13 @@ class EndlessEnv(PointEnv):
     def step(self, action):
         obs, reward, _, _, info = super().step(action)
         return obs, reward, False, False, info
+
+
+class FailingEnv(PointEnv):
+    def step(self, action):
+        if self._step >= 4:
+            raise KeyError("motor")
+        return super().step(action)
 
 
 class ShortEnv(CountingEnv):
@@ -257,3 +271,26 @@ def test_a_run_that_would_end_before_its_first_update_names_flags_of_its_agent(a
     assert named == flags
     for flag in named:
         parse(["--agent", agent, flag, "8"])
+
+
+def test_a_run_ends_whose_env_breaks_off_every_episode():
+    plan = plan_of("--env", "toy:point", "--workers", "2")
+    for broken, ended, steps in [(19, 19, 500), (25, 26, 500), (20, 20, 20_001), (0, 0, 0)]:
+        check_episodes(plan, steps, broken, ended)
+    with pytest.raises(
+        TrainingError,
+        match=r"all of the first 20 episodes were broken off .* worldloom check-env toy:point",
+    ):
+        check_episodes(plan, 500, 20, 20)
+    many = dataclasses.replace(plan, config=dataclasses.replace(plan.config, workers=64))
+    check_episodes(many, 500, 191, 191)  # the first ones of many envs
+
+
+def test_a_run_whose_env_always_fails_says_so_and_where(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(FailureTracker, "wait_s", lambda *_: 0.0)
+    words = ["--env", f"{__name__}:FailingEnv", "--env-steps", "4000", "--eval-episodes", "0"]
+    with caplog.at_level("WARNING"), pytest.raises(TrainingError, match="were broken off by their"):
+        start(tmp_path / "run", *words, "--actors.max-env-failures", "1000").run()
+    assert "KeyError: 'motor'" in caplog.text
+    assert f"{__file__}:" in caplog.text
+    assert '"status": "failed"' in (tmp_path / "run" / "summary.json").read_text()

@@ -58,3 +58,24 @@ def test_a_resumed_run_measures_only_its_own_updates(earlier: int):
     pace = Pace(plan_of("--env-steps 2000"))
     assert pace.look(0.0, Made(earlier)) is None
     assert pace.look(1000.0, Made(earlier)) is None, "nothing is trained yet"
+
+
+def test_the_time_to_go_follows_the_updates_that_are_left():
+    plan = plan_of("--env-steps 2000")
+    pretraining = plan.spec.pretrain_updates
+    pace = Pace(plan)
+    left = {}
+    for second in range(400):
+        # nothing in the prefill, ten updates a second while pretraining, then two
+        made = min(pretraining, max(0, 10 * (second - 20)))
+        made = made + max(0, 2 * (second - 70))
+        pace.look(float(second), Made(made))
+        left[second] = pace.left_s(Made(made))
+    assert left[20] is None
+    assert left[25] is None, "too few seconds were measured"
+    assert left[60] == pytest.approx((total_updates(plan) - 400) / 10)
+    assert left[75] is None, "what came before says nothing"
+    for second in (100, 140, 300):
+        made = pretraining + 2 * (second - 70)
+        assert left[second] == pytest.approx((total_updates(plan) - made) / 2, rel=0.05)
+    assert pace.left_s(Made(total_updates(plan))) is None

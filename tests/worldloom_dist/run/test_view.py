@@ -15,6 +15,7 @@ from worldloom_dist.run.console import PROGRESS, Screen, plain, render
 from worldloom_dist.run.view import View, duration, facts, read_view
 
 VIEW = View(
+    eta_s=125.0,
     run_id="quick-0001-abcdef",
     title="tdmpc2:ci on gym:Pendulum-v1, seed 1",
     env_steps=2500,
@@ -59,6 +60,7 @@ def folder(tmp_path):
         "bottleneck": "env-bound",
         "staleness": {"mean": 1.0, "p99": 5.0},
         "throughput": {"env_steps_per_s": 7.0, "updates_per_s": 2.0},
+        "eta_s": 60.0,
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     records = [
@@ -96,7 +98,9 @@ def test_a_running_run_shows_its_present_rates_and_a_finished_one_its_mean(folde
     )
     assert view.progress == 0.4
     assert view.eta_s == 60.0
-    change(folder, status="completed", env_steps=1000)
+    change(folder, eta_s=None)
+    assert read_view(folder).eta_s is None
+    change(folder, status="completed", env_steps=1000, eta_s=60.0)
     view = read_view(folder)
     assert (view.status, view.env_steps_per_s, view.eta_s) == ("completed", 7.0, None)
 
@@ -265,11 +269,12 @@ OFFLINE = View(
     losses={"total": 0.5, "reward": 1.25},
     stored=612,
     phase="training",
+    eta_s=90.0,
 )
 
 
 def test_a_run_without_an_env_is_seen_by_its_updates():
-    assert (OFFLINE.progress, OFFLINE.eta_s) == (0.25, 90.0)
+    assert OFFLINE.progress == 0.25
     text = plain(OFFLINE)
     assert "150 of 600 updates, 25%" in text
     assert "total 0.5, reward 1.25" in text
