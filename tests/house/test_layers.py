@@ -33,6 +33,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom.algorithms.tdmpc2",
         "worldloom.algorithms.mlp",
     },
+    {"worldloom.algorithms.r2dreamer"},  # an heir of dreamerv3
     {"worldloom.algorithms.registry", "worldloom.algorithms.model_registry"},
     {"worldloom.training", "worldloom.evaluation", "worldloom.testing"},
     {"worldloom.distributed", "worldloom.hub.fetching"},

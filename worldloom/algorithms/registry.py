@@ -41,6 +41,7 @@ __all__ = [
 ALGORITHMS = {
     "dreamerv3": "worldloom.algorithms.dreamerv3",
     "mlp": "worldloom.algorithms.mlp",
+    "r2dreamer": "worldloom.algorithms.r2dreamer",
     "tdmpc2": "worldloom.algorithms.tdmpc2",
 }
 """Algorithm name -> package. Each has a torch-free module ``spec`` with the names of SPEC_NAMES,
@@ -244,7 +245,13 @@ def _trained_module(name: str) -> Any:
             f"agent {name!r} comes from outside and names no public world model of this library; "
             "load its run with worldloom_dist.evaluate.load_policy"
         )
-    return importlib.import_module(ALGORITHMS[algorithm] + ".trained")
+    home = f"{ALGORITHMS[algorithm]}.trained"
+    if importlib.util.find_spec(home) is None:
+        raise ConfigurationError(
+            f"agent {name!r} has no world model in the public API of models; load its run as an "
+            "agent, with worldloom.load_agent"
+        )
+    return importlib.import_module(home)
 
 
 def product_shapes(config: AgentConfig) -> tuple[tuple[int, int, int], ...]:

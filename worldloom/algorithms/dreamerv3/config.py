@@ -67,9 +67,9 @@ class LatentSizes(DreamerConstants):
     classes: int = 16
     """Classes of each categorical latent."""
     units: int = 256
-    """Width of encoder, decoder and head MLPs."""
+    """Width of the MLPs of encoder, heads and, where there is one, decoder."""
     depth: int = 16
-    """Channel base of the convolutions; 4 x depth must be divisible by space_blocks."""
+    """Channel base of the convolutions."""
     blocks: int = 8
     """Blocks of the recurrent core; deter must be divisible by it."""
 

@@ -180,6 +180,7 @@ class DreamerV3AgentConfig(DreamerAgentConfig, DreamerSizes):
         "scale_obs": NOT_NEGATIVE,
         "report_length": Bounds(2),
     }
+    """Which numbers the fields may hold."""
     scale_obs: float = 1.0
     """Loss scale of the reconstruction of each observation key."""
     report_length: int = 32
