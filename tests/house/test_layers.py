@@ -41,6 +41,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom.export"},
     {"worldloom.hub"},
     {"worldloom.factory", "worldloom.agent", "worldloom.completion"},
+    {"worldloom.catalogue"},
     {"worldloom.commands"},
     {"worldloom.__main__"},
     {
