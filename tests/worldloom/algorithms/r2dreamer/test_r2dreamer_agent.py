@@ -160,3 +160,15 @@ def test_training_on_one_batch_makes_latents_and_tokens_agree() -> None:
     losses = [float(agent.train_step(batch).metrics["loss/barlow/invariance"]) for _ in range(60)]
     assert losses[-1] < 0.7 * losses[0]
     assert all(p.isfinite().all() for p in agent.all_networks.trained().values())
+
+
+def test_half_precision_gives_nearly_the_same_losses() -> None:
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        agent = tiny_agent("image HWC", precision=precision)
+        out = agent.train_step(windows(agent))
+        assert not out.nonfinite
+        found[precision] = {
+            name: float(value) for name, value in out.metrics.items() if "barlow" in name
+        }
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.05)
