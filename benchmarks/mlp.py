@@ -16,18 +16,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from context import context
+from learning import draw_curves, trained, write
 
 from worldloom.algorithms.mlp.agent import MLPAgent
 from worldloom.algorithms.registry import make_agent, make_agent_config
@@ -35,16 +32,11 @@ from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.testing.noise import random_batch, random_obs
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 RESULTS = Path(__file__).resolve().parent / "results"
 ENVS = 16
 MODES = ("actor-critic", "random-shooting", "cem", "mcts")
 TASKS = ("gym:Pendulum-v1", "gym:CartPole-v1")
 SEEDS = (0, 1, 2, 3, 4)
-MOST_WORDS = 4000
-"""Characters of a failed run's output that are shown."""
 OBS = {"obs": ArraySpec((4,))}
 BOX = {"action": ArraySpec((1,))}
 CHOICE = {"action": ArraySpec((), "int64", (2,))}
@@ -99,40 +91,10 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 
 def train(task: str, seed: int, env_steps: int) -> dict[str, Any]:
     """Train one seed through the command line; its evaluations and how long it took."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "run"
-        words = f"--env {task} --agent mlp:small --runtime local --seed {seed}"
-        words += f" --env-steps {env_steps} --eval-every {env_steps // 4} --eval-episodes 20"
-        words += " --learner.threads 1"
-        words += f" --run-dir {folder}"
-        started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "worldloom_dist.launch", *words.split()],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        if done.returncode:
-            raise SystemExit(
-                f"{task} seed {seed}: the run ended with status {done.returncode}; its output "
-                f"ends with\n{done.stdout[-MOST_WORDS:]}"
-            )
-        seconds = time.monotonic() - started
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "task": task,
-        "seed": seed,
-        "wall_s": round(seconds, 1),
-        "evaluations": [
-            {
-                "env_steps": line["env_steps"],
-                "median": round(statistics.median(line["returns"]), 1),
-                "returns": [round(value, 1) for value in line["returns"]],
-            }
-            for line in lines
-            if line["kind"] == "eval"
-        ],
-    }
+    words = f"--env {task} --agent mlp:small --runtime local --seed {seed}"
+    words += f" --env-steps {env_steps} --eval-every {env_steps // 4} --eval-episodes 20"
+    words += " --learner.threads 1"
+    return {"task": task, "seed": seed, **trained(f"{task} seed {seed}", words.split())}
 
 
 def learn(options: argparse.Namespace) -> dict[str, Any]:
@@ -152,30 +114,8 @@ def learn(options: argparse.Namespace) -> dict[str, Any]:
             print(f"{task} seed {seed}: {run['wall_s']} s; {shown}", flush=True)
             result = {"runs": [runs[key] for key in sorted(runs)]}
             write(path, {**options.before, **result})
-            draw_curves(result["runs"])
+            draw_curves(result["runs"], "mlp:small", RESULTS / "mlp_curves.png")
     return result
-
-
-def draw_curves(runs: Sequence[Mapping[str, Any]]) -> None:
-    """One plot per task, one line per seed."""
-    tasks = sorted({run["task"] for run in runs})
-    figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4))
-    for axis, task in zip(np.atleast_1d(axes), tasks, strict=True):
-        for run in (run for run in runs if run["task"] == task):
-            points = [(e["env_steps"], e["median"]) for e in run["evaluations"]]
-            axis.plot(*zip(*points, strict=True), ".-", label=f"seed {run['seed']}")
-        axis.set(title=f"mlp:small on {task}", xlabel="env steps", ylabel="median of 20 returns")
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(RESULTS / "mlp_curves.png", dpi=110)
-    plt.close(figure)
-
-
-def write(path: Path, result: Mapping[str, Any]) -> None:
-    """The whole file or, if stopped, the one before."""
-    whole = path.with_suffix(".tmp")
-    whole.write_text(json.dumps(result, indent=1) + "\n")
-    whole.replace(path)
 
 
 # -- a corridor with one reward -------------------------------------------------------------------

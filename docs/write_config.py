@@ -178,7 +178,7 @@ def agents_page():
         "`--agent ALGORITHM:PRESET`, set a field by `--agent.FIELD VALUE`.",
         "",
     ]
-    names = agent_names()
+    names = agent_names(with_guests=False)
     for algorithm in sorted({name.partition(":")[0] for name in names}):
         presets = [name for name in names if name.startswith(algorithm + ":")]
         configs = {name: make_agent_config(name) for name in presets}

@@ -34,6 +34,8 @@ from worldloom.hub import command as hub_command
 __all__ = ["main"]
 
 TEST_HORIZON = 4
+KINDS = ("agents", "envs", "sinks")
+"""Of ``worldloom list``; see :data:`worldloom.catalogue.LISTS`."""
 RUN_COMMANDS = {
     "train": ("launch", "train an agent; without any flag the quick demo"),
     "evaluate": ("evaluate", "play episodes with a run's checkpoint: evaluate RUN"),
@@ -116,7 +118,7 @@ def _of_run(command: str, words: Sequence[str]) -> int:
 
 
 def _names() -> list[str]:
-    return [*RUN_COMMANDS, "export", "push", "models", "info", "imagine", "completion"]
+    return [*RUN_COMMANDS, "export", "push", "models", "list", "info", "imagine", "completion"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,6 +137,11 @@ def _parser() -> argparse.ArgumentParser:
     completion.set_defaults(run=lambda options: sys.stdout.write(SHELLS[options.shell]))
     models = commands.add_parser("models", help="list the presets of world models and agents")
     models.set_defaults(run=_models)
+    catalogue = commands.add_parser(
+        "list", help="agents, env suites and sinks, ours and those of installed packages"
+    )
+    catalogue.add_argument("kind", nargs="?", choices=KINDS, help="one of them (default: all)")
+    catalogue.set_defaults(run=_list)
     info = commands.add_parser("info", help="settings of a preset or a saved model, as JSON")
     info.add_argument("model", help="a preset, an alias, or the folder of a saved model")
     info.set_defaults(run=_info)
@@ -181,26 +188,15 @@ def _say(text: str) -> None:
 
 
 def _models(options: argparse.Namespace) -> None:
-    from worldloom.algorithms.registry import agent_names
-    from worldloom.factory import MODEL_CATALOG
+    from worldloom.catalogue import model_lines
 
-    agents = agent_names()
-    names = [*sorted(agents, key=_family_and_size), *(n for n in MODEL_CATALOG if n not in agents)]
-    width = max(map(len, names))
-    for name in names:
-        entry = MODEL_CATALOG.get(name)
-        named = _family_and_size(name)[1]  # the authors' own word for it, such as size400m
-        size = f"{entry['params'] / 1e6:7.1f} M" if entry else f"{named:7} M" if named else " " * 9
-        small = "small, for laptops and tests" if name.endswith(":ci") else "an agent"
-        text = entry["description"] if entry else small
-        _say(f"{name:<{width}}  {size}  {text}{'; --agent' if name in agents else ''}")
+    _say("\n".join(model_lines()))
 
 
-def _family_and_size(name: str) -> tuple[str, int, str]:
-    """Sorts agents by algorithm and then by size, the smallest (``ci``) first."""
-    family, _, preset = name.partition(":")
-    digits = "".join(filter(str.isdigit, preset))
-    return family, int(digits or 0), preset
+def _list(options: argparse.Namespace) -> None:
+    from worldloom.catalogue import list_lines
+
+    _say("\n".join(list_lines(options.kind)))
 
 
 def _info(options: argparse.Namespace) -> None:

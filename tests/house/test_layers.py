@@ -33,12 +33,15 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom.algorithms.tdmpc2",
         "worldloom.algorithms.mlp",
     },
+    {"worldloom.algorithms.r2dreamer"},  # an heir of dreamerv3
+    {"worldloom.algorithms.finding"},
     {"worldloom.algorithms.registry", "worldloom.algorithms.model_registry"},
     {"worldloom.training", "worldloom.evaluation", "worldloom.testing"},
     {"worldloom.distributed", "worldloom.hub.fetching"},
     {"worldloom.export"},
     {"worldloom.hub"},
     {"worldloom.factory", "worldloom.agent", "worldloom.completion"},
+    {"worldloom.catalogue"},
     {"worldloom.commands"},
     {"worldloom.__main__"},
     {

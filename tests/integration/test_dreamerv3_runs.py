@@ -62,6 +62,16 @@ def test_pixels_are_learnt_from_and_drawn_and_their_latents_refreshed(tmp_path):
 
 
 @pytest.mark.long
+def test_without_a_decoder_pixels_are_learnt_from_and_nothing_is_drawn(tmp_path):
+    run_once(tmp_path / "run", "--env toy:pixel --agent r2dreamer:ci --env-steps 200")
+    assert not (tmp_path / "run" / "videos" / "index.jsonl").exists()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert last["replay_refreshed_steps_total{outcome=applied}"] > 0
+    assert 0 < last["loss{name=barlow/invariance}"] < 300
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("env", "agent", "steps", "drawn"),
     [

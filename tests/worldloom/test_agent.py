@@ -129,6 +129,7 @@ def test_it_acts_as_the_policy_with_its_carry_does(old_runs: Path) -> None:
         (OffsetEnv, "dreamerv3:ci", {}),
         (UnitsEnv, "tdmpc2:ci", {}),
         (UnitsEnv, "dreamerv3:ci", {"action_repeat": 2}),
+        (OffsetEnv, "r2dreamer:ci", {}),
         (PictureEnv, "dreamerv3:ci", {"image_size": 64, "grayscale": True, "frame_stack": 2}),
     ],
 )

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest_packages import install
 from worldloom import MODEL_CATALOG, __version__, create_world_model
 from worldloom.algorithms.registry import agent_names
-from worldloom.commands import RUN_COMMANDS, main
+from worldloom.catalogue import LISTS
+from worldloom.commands import KINDS, RUN_COMMANDS, main
+from worldloom.core.guests import AGENTS, ENV_SUITES, SINKS
 from worldloom.training.data import create_random_buffer
 
 
@@ -33,6 +36,47 @@ def test_presets_and_settings_are_shown(capsys: pytest.CaptureFixture[str], tmp_
     for name in ("mlp:ci", str(tmp_path)):
         assert main(["info", name]) == 0
         assert json.loads(capsys.readouterr().out)["model_type"] == "mlp"
+
+
+def test_what_installed_packages_bring_is_listed_with_ours(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    home = f"listed_{tmp_path.name}"
+    lines = ["PRESETS, DEFAULT_PRESET = {'small': None, 'big': None}, 'small'"]
+    lines += ["ENV_DEFAULTS, ARCHITECTURE, make_spec = {}, set(), None"]
+    (tmp_path / f"{home}.py").write_text("\n".join(lines))
+    install(tmp_path, "my-agents", AGENTS, {"mine": home, "gone": "not_there_at_all"})
+    install(tmp_path, "my-envs", ENV_SUITES, {"walk": "walks", "toy": "walks"})
+    install(tmp_path, "my-sinks", SINKS, {"lines": "lines:Sink", "wandb": "lines:Sink"})
+    assert main(["models"]) == 0
+    models = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()) for line in models[-2:]] == [
+        "mine:small an agent of my-agents 1.2; --agent",
+        "mine:big an agent of my-agents 1.2; --agent",
+    ]
+    assert main(["list"]) == 0
+    found = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in found if line.endswith(":")] == ["agents:", "envs:", "sinks:"]
+    for line in (
+        "dreamerv3 worldloom --agent dreamerv3:ci|size1m|size12m|size25m|size50m|size100m|size200m"
+        "|size400m",
+        "mine my-agents 1.2 --agent mine:small|big",
+        "atari worldloom --env atari:NAME",
+        "walk my-envs 1.2 --env walk:NAME",
+        "toy my-envs 1.2 toy is one of ours",
+        "wandb worldloom --wandb",
+        "lines my-sinks 1.2 --sink lines",
+        "wandb my-sinks 1.2 wandb is one of ours",
+    ):
+        assert line in found
+    assert any(line.startswith("gone my-agents 1.2 agent 'gone' cannot be") for line in found)
+    for kind in LISTS:
+        assert main(["list", kind]) == 0
+        part = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        assert part
+        assert set(part) <= set(found)
+    assert tuple(LISTS) == KINDS
 
 
 def test_a_model_is_measured_and_drawn_on_its_data(

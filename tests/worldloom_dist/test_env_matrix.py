@@ -55,6 +55,7 @@ def number_in(column: np.ndarray, *, is_one_hot: bool) -> np.ndarray:
         ("tdmpc2:ci", "moves"),
         ("dreamerv3:ci", "moves"),
         ("dreamerv3:ci", "choices"),
+        ("r2dreamer:ci", "choices"),
         ("mlp:ci", "moves"),
         ("mlp:ci", "choices"),
     ],

@@ -20,6 +20,14 @@ TINY = {
         "1 --eval-episodes 0 "
         "--learner.report-every-steps 0"
     ).split(),
+    "r2dreamer:ci": (
+        "--preset debug --runtime local --agent r2dreamer:ci --agent.deter 16 "
+        "--agent.hidden 8 --agent.units 8 --agent.stoch 4 "
+        "--agent.classes 4 --agent.depth 2 --agent.bins 41 --agent.batch-size 2 "
+        "--agent.batch-length 6 --agent.imagine-length 3 "
+        "--agent.warmup 2 --train-ratio 2 --learner.threads 1 --eval-episodes 0 "
+        "--learner.report-every-steps 0"
+    ).split(),
     "mlp:ci": (
         "--preset debug --runtime local --agent mlp:ci --agent.latent-dim 8 "
         "--agent.hidden-dim 16 --agent.policy-dim 8 --agent.bins 21 --agent.batch-size 4 "

@@ -10,12 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, Protocol
 
+from worldloom.algorithms.finding import (
+    AGENT_NAMES,
+    ALGORITHMS,
+    GuestAgent,
+    agent_names,
+    find_module,
+    guest_agents,
+    home_of,
+    outside_module,
+    spec_module,
+    split_name,
+    unknown_agent,
+)
 from worldloom.core.config_base import WorldModelConfig
 from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError, nearest
 from worldloom.core.policy_step import PolicyStep
@@ -23,11 +34,14 @@ from worldloom.core.protocol import Agent, AgentSpec, Policy
 from worldloom.core.specs import EnvSpec
 
 __all__ = [
+    "ALGORITHMS",
     "AgentConfig",
+    "GuestAgent",
     "agent_names",
     "agent_spec",
     "architecture_changes",
     "env_defaults",
+    "guest_agents",
     "make_agent",
     "make_agent_config",
     "make_policy",
@@ -38,22 +52,11 @@ __all__ = [
     "trained_weights",
 ]
 
-ALGORITHMS = {
-    "dreamerv3": "worldloom.algorithms.dreamerv3",
-    "mlp": "worldloom.algorithms.mlp",
-    "tdmpc2": "worldloom.algorithms.tdmpc2",
-}
-"""Algorithm name -> package. Each has a torch-free module ``spec`` with the names of SPEC_NAMES,
-and a module ``agent`` with those of AGENT_NAMES; a small agent may have all of them in one module.
-"""
 SAME_SETTING: Mapping[str, tuple[str, ...]] = {
     "lr": ("learning_rate",),
     "learning_rate": ("lr",),
 }
 """Other names of a setting, one of which an agent may have instead."""
-ENTRY_POINTS = "worldloom.agents"
-SPEC_NAMES = ("PRESETS", "DEFAULT_PRESET", "ENV_DEFAULTS", "ARCHITECTURE", "make_spec")
-AGENT_NAMES = ("make_agent", "make_policy")
 STEP_NAMES = ("make_step",)
 """Of the module ``export``, which an agent may lack that is never exported."""
 
@@ -64,15 +67,6 @@ class AgentConfig(Protocol):
     name: str
 
 
-def agent_names() -> list[str]:
-    """Every ``algorithm:preset`` that can be asked for."""
-    return [
-        f"{algorithm}:{preset}"
-        for algorithm in sorted(ALGORITHMS)
-        for preset in _spec_module(algorithm).PRESETS
-    ]
-
-
 def make_agent_config(name: str, overrides: Mapping[str, Any] | None = None) -> AgentConfig:
     """The config of ``algorithm:preset`` with fields replaced.
 
@@ -80,10 +74,10 @@ def make_agent_config(name: str, overrides: Mapping[str, Any] | None = None) -> 
         ModelNotFoundError: If the algorithm or the preset does not exist.
         ConfigurationError: If a field does not exist or its value is not allowed.
     """
-    algorithm, preset = _split(name)
-    if _home(algorithm) is None:
-        raise _unknown(name)
-    module = _spec_module(algorithm)
+    algorithm, preset = split_name(name)
+    if home_of(algorithm) is None:
+        raise unknown_agent(name)
+    module = spec_module(algorithm)
     preset = preset or module.DEFAULT_PRESET
     if preset not in module.PRESETS:
         raise ModelNotFoundError(name, [f"{algorithm}:{known}" for known in module.PRESETS])
@@ -127,7 +121,7 @@ def agent_spec(config: AgentConfig, env: EnvSpec) -> AgentSpec:
         ConfigurationError: If the agent cannot act in the env (for example TD-MPC2 with discrete
             actions).
     """
-    spec: AgentSpec = _spec_module(_algorithm(config)).make_spec(config, env)
+    spec: AgentSpec = spec_module(_algorithm(config)).make_spec(config, env)
     return spec
 
 
@@ -135,7 +129,7 @@ def env_defaults(config: AgentConfig) -> Mapping[str, Mapping[str, Any]]:
     """Env settings the algorithm was published with: suite -> settings of
     ``envs.config.EnvConfig``; flags override them.
     """
-    defaults: Mapping[str, Mapping[str, Any]] = _spec_module(_algorithm(config)).ENV_DEFAULTS
+    defaults: Mapping[str, Mapping[str, Any]] = spec_module(_algorithm(config)).ENV_DEFAULTS
     return defaults
 
 
@@ -143,7 +137,7 @@ def architecture_changes(old: AgentConfig, new: AgentConfig) -> list[str]:
     """One sentence per setting that would make the weights of ``old`` unusable for ``new``."""
     if old.name != new.name:
         return [f"agent: the run was made with {old.name!r}, not {new.name!r}"]
-    names = sorted(_spec_module(_algorithm(old)).ARCHITECTURE)
+    names = sorted(spec_module(_algorithm(old)).ARCHITECTURE)
     changed = [
         (name, getattr(old, name), getattr(new, name))
         for name in names
@@ -199,26 +193,13 @@ def make_step(name: str, policy: Policy, *, planner: bool) -> tuple[Policy, Poli
     Raises:
         ConfigurationError: If the agent has no step, or no planner.
     """
-    algorithm, _ = _split(name)
+    algorithm, _ = split_name(name)
     try:
-        module = _part(algorithm, "export", STEP_NAMES)
+        module = find_module(algorithm, "export", STEP_NAMES)
     except ConfigurationError as error:
         raise ConfigurationError(f"agent {name!r} cannot be exported: {error.message}") from error
     found: tuple[Policy, PolicyStep] = module.make_step(policy, planner=planner)
     return found
-
-
-def outside_module(name: str) -> str | None:
-    """The Python module that an agent's name has imported, where it is neither one of ours nor that
-    of an installed package's entry point; else None.
-
-    Example:
-        >>> outside_module("my_pack.greedy:small"), outside_module("tdmpc2:5m")
-        ('my_pack.greedy', None)
-    """
-    algorithm, _ = _split(name)
-    is_installed = any(importlib.metadata.entry_points(group=ENTRY_POINTS, name=algorithm))
-    return None if algorithm in ALGORITHMS or is_installed else algorithm
 
 
 def trained_config(config: AgentConfig, env: EnvSpec, device: str) -> WorldModelConfig:
@@ -238,91 +219,32 @@ def trained_weights(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _trained_module(name: str) -> Any:
-    algorithm, _ = _split(name)
+    algorithm, _ = split_name(name)
     if algorithm not in ALGORITHMS:
         raise ConfigurationError(
             f"agent {name!r} comes from outside and names no public world model of this library; "
             "load its run with worldloom_dist.evaluate.load_policy"
         )
-    return importlib.import_module(ALGORITHMS[algorithm] + ".trained")
+    home = f"{ALGORITHMS[algorithm]}.trained"
+    if importlib.util.find_spec(home) is None:
+        raise ConfigurationError(
+            f"agent {name!r} has no world model in the public API of models; load its run as an "
+            "agent, with worldloom.load_agent"
+        )
+    return importlib.import_module(home)
 
 
 def product_shapes(config: AgentConfig) -> tuple[tuple[int, int, int], ...]:
     """Rows, inputs and outputs of the layers that take most of an agent's time, for who measures
     how fast they are; empty where the agent does not say (``product_shapes`` of its ``spec``).
     """
-    shapes = getattr(_spec_module(_algorithm(config)), "product_shapes", None)
+    shapes = getattr(spec_module(_algorithm(config)), "product_shapes", None)
     return () if shapes is None else tuple(shapes(config))
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Algorithm and preset of ``algorithm:preset``; the preset may be missing."""
-    algorithm, _, preset = name.partition(":")
-    return algorithm, preset
-
-
 def _algorithm(config: AgentConfig) -> str:
-    return _split(config.name)[0]
-
-
-def _spec_module(algorithm: str) -> Any:
-    return _part(algorithm, "spec", SPEC_NAMES)
+    return split_name(config.name)[0]
 
 
 def _agent_module(config: AgentConfig) -> Any:
-    return _part(_algorithm(config), "agent", AGENT_NAMES)
-
-
-def _part(algorithm: str, part: str, names: tuple[str, ...]) -> ModuleType:
-    """The module that has one half of an agent.
-
-    Raises:
-        ModelNotFoundError: If there is no such algorithm.
-        ConfigurationError: If the module cannot be imported, or lacks a name that an agent has.
-    """
-    home = _home(algorithm)
-    if home is None:
-        raise ModelNotFoundError(algorithm, agent_names())
-    try:
-        module = importlib.import_module(home)
-        if hasattr(module, "__path__") and importlib.util.find_spec(f"{home}.{part}") is not None:
-            module = importlib.import_module(f"{home}.{part}")
-    except Exception as error:  # the edge: foreign code may raise anything
-        if algorithm in ALGORITHMS:
-            raise
-        raise ConfigurationError(
-            f"agent {algorithm!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    missing = [name for name in names if not hasattr(module, name)]
-    if missing:
-        raise ConfigurationError(
-            f"agent {algorithm!r}: {module.__name__} has no {', '.join(missing)}, which an agent "
-            "needs; see docs/extending/agent.md"
-        )
-    return module
-
-
-def _unknown(name: str) -> ModelNotFoundError | ConfigurationError:
-    """What to say of a name that leads nowhere: a nearest one, or that a module is not found."""
-    algorithm, _ = _split(name)
-    names = agent_names()
-    if "." in algorithm or not nearest(name, names):
-        return ConfigurationError(
-            f"agent {name!r}: no algorithm and no module {algorithm!r}, as seen from here; start "
-            f"in the folder that holds it or set PYTHONPATH (ours: {', '.join(names)})"
-        )
-    return ModelNotFoundError(name, names)
-
-
-def _home(algorithm: str) -> str | None:
-    """The module of an algorithm: ours, an entry point's, or the one of that dotted name."""
-    if algorithm in ALGORITHMS:
-        return ALGORITHMS[algorithm]
-    for found in importlib.metadata.entry_points(group=ENTRY_POINTS, name=algorithm):
-        return found.value
-    if not all(part.isidentifier() for part in algorithm.split(".")):
-        return None
-    try:
-        return algorithm if importlib.util.find_spec(algorithm) is not None else None
-    except (ImportError, ValueError):
-        return None
+    return find_module(_algorithm(config), "agent", AGENT_NAMES)

@@ -17,8 +17,19 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError, nearest
 from worldloom.core.fields import normalize
+from worldloom.core.guests import ENV_SUITES, guests
+from worldloom.envs.guest_suites import suite_defaults
 
-__all__ = ["NEUTRAL", "RENDERED", "SUITES", "EnvConfig", "EnvLimits", "family_of"]
+__all__ = [
+    "NEUTRAL",
+    "RENDERED",
+    "SUITES",
+    "EnvConfig",
+    "EnvLimits",
+    "family_of",
+    "suite_names",
+    "suite_settings",
+]
 
 SUITES: Mapping[str, Mapping[str, Any]] = {
     "gym": {},
@@ -141,7 +152,7 @@ class EnvConfig:
         """Fill what is still open from the suite's defaults. What stays None has no effect for this
         env.
         """
-        return self._filled({**NEUTRAL, **SUITES[self.suite]})
+        return self._filled({**NEUTRAL, **suite_settings(self.suite)})
 
     def settings(self) -> dict[str, Any]:
         """Every setting that is not None, without the name: what a checkpoint records."""
@@ -178,8 +189,8 @@ class EnvConfig:
             module, _, attribute = name.partition(":")
             if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
                 return [
-                    f"env {self.env!r}: no suite {module!r}{nearest(module, SUITES)} "
-                    f"(suites: {_suite_names()})"
+                    f"env {self.env!r}: no suite {module!r}{nearest(module, suite_names())} "
+                    f"(suites: {', '.join(suite_names())}, or package.module:callable)"
                 ]
             return []
         if not name:
@@ -204,7 +215,7 @@ class EnvConfig:
                 f"env.{field} is for atari only, and the env is {self.env!r}; leave it out"
                 for field in used
             ]
-        if self.pixels and self.suite in ("toy", "rllib", "rpc", "module", "crafter"):
+        if self.pixels and self.suite not in (*RENDERED, "atari", "none"):
             problems.append(
                 f"env.pixels is for {', '.join(RENDERED)} only, and the env is "
                 f"{self.env!r}; leave it out"
@@ -270,8 +281,31 @@ def _split(env: str) -> tuple[str, str]:
         return "gym", prefix
     if prefix in SUITES and prefix not in ("module", "none"):
         return prefix, rest
+    if prefix not in SUITES and prefix in guests(ENV_SUITES):
+        return prefix, rest
     return "module", env.strip()
 
 
-def _suite_names() -> str:
-    return ", ".join(sorted(set(SUITES) - {"module", "none"})) + ", or package.module:callable"
+def suite_names() -> list[str]:
+    """What may stand before the colon of an env: our suites, then those of installed packages."""
+    ours = sorted(set(SUITES) - {"module", "none"})
+    return ours + [name for name in guests(ENV_SUITES) if name not in SUITES]
+
+
+def suite_settings(suite: str) -> Mapping[str, Any]:
+    """Settings that a suite runs with unless told otherwise; imports that of a guest.
+
+    Raises:
+        ConfigurationError: If a guest's cannot be imported, or names a setting that does not exist.
+    """
+    if suite in SUITES:
+        return SUITES[suite]
+    found = suite_defaults(suite)
+    known = {f.name for f in dataclasses.fields(EnvConfig)} - {"env"}
+    for name in found:
+        if name not in known:
+            raise ConfigurationError(
+                f"env suite {suite!r}: its default {name!r} is no setting of an env"
+                f"{nearest(name, known)}"
+            )
+    return found

@@ -37,9 +37,10 @@ SUITE_MODULES = {
     "rllib": "rllib",
     "rpc": "rpc",
 }
+"""Suite -> its module; one that is not here is a guest's."""
 
 
-DRAWING = ("gymnasium", "module", "dmc")
+DRAWING = ("gymnasium", "module", "dmc", "guest")
 """Modules whose envs are told whether they will be asked for pictures."""
 
 
@@ -164,8 +165,9 @@ def make_raw(
             "env 'none' is for offline training and has nothing to step; name an "
             "env, for example gym:Pendulum-v1"
         )
-    suite: Any = importlib.import_module(f"worldloom.envs.suites.{SUITE_MODULES[config.suite]}")
-    options: dict[str, Any] = {"renders": renders} if SUITE_MODULES[config.suite] in DRAWING else {}
+    module = SUITE_MODULES.get(config.suite, "guest")
+    suite: Any = importlib.import_module(f"worldloom.envs.suites.{module}")
+    options: dict[str, Any] = {"renders": renders} if module in DRAWING else {}
     raw: RawEnv | GymVectorEnv[Any, Any, Any]
     with Surroundings(config.env), foreign_code(config, "built"):
         raw = (

@@ -23,15 +23,17 @@ from collections.abc import Callable
 from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.building import FOREIGN_ERRORS
-from worldloom.envs.config import EnvConfig, EnvLimits
+from worldloom.envs.config import SUITES, EnvConfig, EnvLimits
 from worldloom.envs.factory import make_env
 from worldloom.envs.process import child_environment
 
 __all__ = ["ThreadCheck", "needs_main_thread"]
 
 TRIED_STEPS = 3
-SUITES = ("gym", "module")
-"""Where foreign envs come from; those of other suites are known to work in threads."""
+FOREIGN = ("gym", "module")
+"""Where foreign envs come from, beside the suites of guests; those of our other suites are known to
+work in threads.
+"""
 
 
 class ThreadCheck:
@@ -43,7 +45,7 @@ class ThreadCheck:
 
     def __init__(self, config: EnvConfig) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        if config.suite not in SUITES or config.is_none:
+        if config.suite in SUITES and config.suite not in FOREIGN:
             return
         self._answer, theirs = os.pipe()
         command = [sys.executable, "-m", "worldloom.envs.thread_check", str(theirs)]

@@ -26,7 +26,7 @@ from worldloom.core.exceptions import (
 )
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.building import FOREIGN_ERRORS, error_text
-from worldloom.envs.config import NEUTRAL, RENDERED, SUITES, EnvConfig
+from worldloom.envs.config import NEUTRAL, RENDERED, EnvConfig, suite_settings
 from worldloom.envs.contract import (
     LARGEST,
     Resetter,
@@ -406,7 +406,7 @@ def _episode_limit(raw: RawEnv, config: EnvConfig) -> int | None:
 
 def _refuse_image_settings(config: EnvConfig) -> None:
     """Refuse those that the user set; every dmc env has the suite's image size, pixels or not."""
-    usual = {**NEUTRAL, **SUITES[config.suite]}
+    usual = {**NEUTRAL, **suite_settings(config.suite)}
     names = ("image_size", "grayscale", "frame_stack")
     used = [
         f"env.{name}"

@@ -37,14 +37,17 @@ class Linear(nn.Linear):
     ``outscale``.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, outscale: float = 1.0) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, outscale: float = 1.0, bias: bool = True
+    ) -> None:
         self.outscale = outscale
-        super().__init__(inputs, outputs)
+        super().__init__(inputs, outputs, bias)
 
     def reset_parameters(self) -> None:
         """Draw the kernel again and clear the bias."""
         init_kernel(self.weight, self.in_features, self.outscale)
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class BlockLinear(nn.Module):

@@ -25,8 +25,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from worldloom.core.exceptions import MissingDependencyError
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom_dist.metrics.addresses import without_password
+from worldloom_dist.metrics.guest_sinks import find_sink, sink_names
 from worldloom_dist.metrics.media import PICTURES, VIDEOS
 from worldloom_dist.metrics.mlflow_sink import MlflowSink, check_mlflow
 from worldloom_dist.metrics.names import path_of
@@ -304,12 +305,13 @@ def _close(sink: Sink, status: str) -> None:
         close()
 
 
-def check_sinks(wanted: Collection[str]) -> None:
+def check_sinks(wanted: Collection[str], others: str | None = None) -> None:
     """Refuse a sink whose package is missing, or whose variables lead nowhere, before anything is
     started.
 
     Args:
         wanted: Names of switches: ``tensorboard``, ``wandb``, ``trackio``, ``mlflow``, ``otel``.
+        others: Those that are none of ours, as typed after ``--sink``.
 
     Raises:
         MissingDependencyError: With the line that installs it.
@@ -323,6 +325,13 @@ def check_sinks(wanted: Collection[str]) -> None:
                 raise MissingDependencyError(f"--{name}", module, extra)
         if check is not None:
             check(os.environ)
+    names = sink_names(others)
+    if others is not None and not names:
+        raise ConfigurationError(
+            f"sink must name a sink, or several as a+b, got {others!r}; leave it out for none"
+        )
+    for name in names:
+        find_sink(name)
 
 
 def _is_installed(module: str) -> bool:
@@ -349,4 +358,6 @@ def open_sinks(folder: Path, run_id: str, config: Mapping[str, Any]) -> SinkThre
         openers["trackio"] = lambda: TrackioSink(folder, run_id, config)
     if config["mlflow"]:
         openers["mlflow"] = lambda: MlflowSink(folder, run_id, config)
+    for name in sink_names(config.get("sink")):
+        openers[name] = partial(find_sink(name), folder, run_id, config)
     return SinkThread(openers)

@@ -145,7 +145,7 @@ def check_watching(config: RunConfig) -> None:
             f"USER:PASSWORD, mode 0600) or set {AUTH_VARIABLE}, leave --metrics-host out and read "
             "them over SSH, or turn them off with --metrics-port 0"
         )
-    check_sinks([name for name in NEEDS if getattr(config, name)])
+    check_sinks([name for name in NEEDS if getattr(config, name)], config.sink)
 
 
 def check_gateways(plan: Plan) -> None:

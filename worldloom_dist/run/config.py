@@ -308,6 +308,8 @@ class RunConfig:
     """Keep the same numbers in RUN_DIR/mlflow.db, or where MLFLOW_TRACKING_URI leads."""
     otel: bool = False
     """Export the hub's metrics over OTLP to OTEL_EXPORTER_OTLP_ENDPOINT (http/protobuf)."""
+    sink: str | None = None
+    """Further sinks: a name that a package brings, or package.module:name; several as a+b."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
     """Env workers."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)

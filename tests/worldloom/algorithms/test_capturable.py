@@ -40,7 +40,7 @@ CASES = [
     for name in agent_names()
     for env in (
         VECTOR,
-        *((EPISODIC, IMAGE if name == "dreamerv3:ci" else STACK) if name.endswith(":ci") else ()),
+        *((EPISODIC, IMAGE if "dreamer" in name else STACK) if name.endswith(":ci") else ()),
     )
 ]
 UPDATE_BUDGET = {
@@ -104,7 +104,7 @@ def launches_of_decision(monkeypatch, name, env, **settings) -> Launches:
 
 @pytest.mark.parametrize(("name", "env"), CASES, ids=[f"{n}-{e.name}" for n, e in CASES])
 def test_every_presets_update_can_be_recorded(monkeypatch, name, env):
-    short = SHORT if name.startswith("dreamerv3") else {}
+    short = SHORT if "dreamer" in name else {}
     assert launches_of_update(monkeypatch, name, env, **short).total > 100
 
 
@@ -140,6 +140,7 @@ def test_an_update_keeps_to_its_budget_of_launches(monkeypatch, name, env):
     [
         ("dreamerv3:ci", VECTOR),
         ("dreamerv3:ci", IMAGE),
+        ("r2dreamer:ci", IMAGE),
         ("tdmpc2:ci", EPISODIC),
         ("tdmpc2:ci", STACK),
     ],

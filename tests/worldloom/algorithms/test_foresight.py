@@ -26,6 +26,7 @@ CASES = [
     ("dreamerv3:ci", VECTORS, CHOICE),
     ("dreamerv3:ci", PICTURE | VECTORS | {"mode": ArraySpec((), "int64", (4,))}, BOX),
     ("dreamerv3:ci", {"image": ArraySpec((3, 64, 48), "uint8")}, BOX),
+    ("r2dreamer:ci", PICTURE | VECTORS, CHOICE),
     ("tdmpc2:ci", VECTORS, BOX),
     ("tdmpc2:ci", PICTURE, BOX),
     ("mlp:ci", VECTORS, CHOICE),

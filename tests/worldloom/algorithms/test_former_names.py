@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 from worldloom.algorithms.dreamerv3 import config as dreamer_sizes
-from worldloom.algorithms.dreamerv3.spec import DreamerV3AgentConfig
+from worldloom.algorithms.dreamerv3.spec import DreamerAgentConfig, DreamerV3AgentConfig
 from worldloom.algorithms.tdmpc2 import config as tdmpc2_sizes
 from worldloom.algorithms.tdmpc2.spec import TDMPC2AgentConfig
 
@@ -59,8 +59,9 @@ def test_the_agent_s_settings_of_dreamer_are_found_under_both_names() -> None:
     [
         (
             (
-                *(dreamer_sizes.DreamerConstants, dreamer_sizes.DreamerSizes),
-                *(dreamer_sizes.DreamerV3Config, DreamerV3AgentConfig),
+                *(dreamer_sizes.DreamerConstants, dreamer_sizes.LatentSizes),
+                *(dreamer_sizes.DreamerSizes, dreamer_sizes.DreamerV3Config),
+                *(DreamerAgentConfig, DreamerV3AgentConfig),
             ),
             {"units", "blocks", "space_blocks"},
         ),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 import pytest
 
-from worldloom.algorithms.registry import make_agent_config
+from tests.guest_packages import install
+from worldloom.algorithms.registry import (
+    agent_names,
+    guest_agents,
+    make_agent_config,
+    outside_module,
+)
 from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError
+from worldloom.core.guests import AGENTS
 
 GOOD = """
 from dataclasses import dataclass
@@ -45,15 +51,45 @@ def test_a_module_is_an_agent_by_its_dotted_name(home: Path) -> None:
         make_agent_config("outside_agent:small", {"witdh": 1})
 
 
-def test_an_entry_point_gives_it_a_short_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_point_gives_it_a_short_name(home: Path) -> None:
     (home / "outside_named.py").write_text(GOOD)
-    point = importlib.metadata.EntryPoint("short", "outside_named", "worldloom.agents")
-    monkeypatch.setattr(
-        importlib.metadata,
-        "entry_points",
-        lambda group, name: [point] if (group, name) == ("worldloom.agents", "short") else [],
-    )
+    install(home, "my-pack", AGENTS, {"short": "outside_named"})
     assert make_agent_config("short:small").name == "short:small"
+    assert "short:small" in agent_names()
+    assert "short:small" not in agent_names(with_guests=False)
+    assert outside_module("short:small") is None
+    assert outside_module("outside_named:small") == "outside_named"
+    with pytest.raises(ModelNotFoundError, match=r"did you mean short:small\?"):
+        make_agent_config("shrt:small")
+    with pytest.raises(ModelNotFoundError, match=r"did you mean short:small\?"):
+        make_agent_config("short:smal")
+
+
+def test_an_entry_point_that_leads_nowhere_is_told_and_hides_no_other(home: Path) -> None:
+    (home / "outside_fine.py").write_text(GOOD)
+    (home / "outside_quits.py").write_text("import sys; sys.exit(3)")
+    (home / "outside_odd.py").write_text(GOOD.replace('{"small": Config}', "3"))
+    points = {
+        "fine": "outside_fine",
+        "gone": "outside_not_there",
+        "mlp": "outside_fine",
+        "odd": "outside_odd",
+        "quits": "outside_quits",
+    }
+    install(home, "my-pack", AGENTS, points)
+    found = {one.guest.name: one for one in guest_agents()}
+    assert found["fine"].presets == ("fine:small",)
+    assert found["fine"].guest.package == "my-pack 1.2"
+    problems = {name: one.problem for name, one in found.items()}
+    assert problems["fine"] == ""
+    assert problems["gone"].startswith("agent 'gone' cannot be imported: ModuleNotFoundError")
+    assert problems["mlp"] == "agent 'mlp' is one of ours; ask for it as outside_fine:PRESET"
+    assert problems["odd"] == "agent 'odd': TypeError: 'int' object is not iterable"
+    assert problems["quits"] == "agent 'quits' cannot be imported: SystemExit: 3"
+    assert type(make_agent_config("mlp:ci")).__module__ == "worldloom.algorithms.mlp.spec"
+    assert [name for name in agent_names() if name not in agent_names(with_guests=False)] == [
+        "fine:small"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "num_elites": 3,
         "num_policy_samples": 2,
     },
+    "r2dreamer:ci": {
+        "deter": 16,
+        "hidden": 8,
+        "units": 8,
+        "stoch": 4,
+        "classes": 4,
+        "depth": 2,
+        "bins": 41,
+    },
     "mlp:ci": {"latent_dim": 8, "hidden_dim": 16, "policy_dim": 8, "bins": 21, "conv_depth": 1},
 }
 

@@ -155,6 +155,15 @@ def test_an_exported_mlp_decides_as_its_actor_does(env: str, tmp_path: Path) -> 
         export_policy(path, tmp_path / "other", planner=True)
 
 
+def test_an_exported_r2dreamer_decides_as_the_agent_does(tmp_path: Path) -> None:
+    path = saved_agent(tmp_path / "agent", "r2dreamer:ci", "gym:CartPole-v1")
+    found = export_policy(path, tmp_path / "policy", decisions=40)
+    assert found.parity is not None
+    assert found.parity.agreeing >= 0.99
+    with pytest.raises(ConfigurationError, match="leave --planner out"):
+        export_policy(path, tmp_path / "other", planner=True)
+
+
 @pytest.mark.parametrize(
     ("agent", "env", "settings"),
     [

@@ -11,6 +11,7 @@ import torch
 
 from tests.worldloom.algorithms.dreamerv3.dreamer_cases import TINY as TINY_DREAMER
 from tests.worldloom.algorithms.mlp.tiny import TINY as TINY_MLP
+from tests.worldloom.algorithms.r2dreamer.r2_cases import TINY as TINY_R2
 from tests.worldloom.algorithms.tdmpc2.tiny import TINY as TINY_TDMPC2
 from worldloom.algorithms.registry import make_agent_config
 from worldloom.core.exceptions import ConfigurationError
@@ -30,6 +31,7 @@ TINY: Mapping[str, Mapping[str, Any]] = {
     "dreamerv3:ci": {**TINY_DREAMER, "imagine_length": 2, "batch_length": 4},
     "tdmpc2:ci": {**TINY_TDMPC2, "horizon": 2},
     "mlp:ci": TINY_MLP,
+    "r2dreamer:ci": {**TINY_R2, "imagine_length": 2, "batch_length": 4},
 }
 
 
@@ -39,6 +41,9 @@ TINY: Mapping[str, Mapping[str, Any]] = {
         ("dreamerv3:ci", VECTOR, BOX),
         ("dreamerv3:ci", VECTOR, CHOICE),
         ("dreamerv3:ci", IMAGE, MIXED),
+        ("r2dreamer:ci", VECTOR, BOX),
+        ("r2dreamer:ci", VECTOR, CHOICE),
+        ("r2dreamer:ci", IMAGE, MIXED),
         ("tdmpc2:ci", VECTOR, BOX),
         ("tdmpc2:ci", IMAGE, BOX),
     ],

@@ -69,6 +69,7 @@ AGENTS = {
     "tdmpc2": ("tdmpc2:ci", TDMPC2),
     "dreamerv3": ("dreamerv3:ci", DREAMER),
     "mlp": ("mlp:ci", MLP),
+    "r2dreamer": ("r2dreamer:ci", DREAMER),
 }
 
 

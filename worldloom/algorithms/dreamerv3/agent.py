@@ -9,7 +9,7 @@ batch, T trained steps.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,10 +17,16 @@ from torch import Tensor
 
 from worldloom.algorithms.dreamerv3.context import pack_latents, window_batch
 from worldloom.algorithms.dreamerv3.foresight import foresight
+from worldloom.algorithms.dreamerv3.model import WorldModel
 from worldloom.algorithms.dreamerv3.networks import Draws, LossOutput, Networks
 from worldloom.algorithms.dreamerv3.policy import ActingNetworks, DreamerV3Policy
 from worldloom.algorithms.dreamerv3.report import open_loop_videos
-from worldloom.algorithms.dreamerv3.spec import LATENT_DETER, DreamerV3AgentConfig, make_spec
+from worldloom.algorithms.dreamerv3.spec import (
+    LATENT_DETER,
+    DreamerAgentConfig,
+    DreamerV3AgentConfig,
+    make_spec,
+)
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.foresight import Foresight
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
@@ -32,11 +38,12 @@ from worldloom.nn.optim import LaProp, LaPropConfig
 from worldloom.nn.precision import autocast
 from worldloom.nn.snapshot import check_shapes
 
-__all__ = ["DreamerV3Agent", "make_agent", "make_policy"]
+__all__ = ["DreamerAgent", "DreamerV3Agent", "make_agent", "make_policy"]
 
 
-class DreamerV3Agent(DreamerV3Policy):
-    """Trains and acts; see :class:`worldloom.core.protocol.Agent`.
+class DreamerAgent(DreamerV3Policy):
+    """Trains and acts, whatever its model's representation is learnt from; see
+    :class:`worldloom.core.protocol.Agent`.
 
     Args:
         config, env: As given to the registry.
@@ -44,14 +51,17 @@ class DreamerV3Agent(DreamerV3Policy):
         seed: Root of the initial weights and of every draw.
     """
 
+    kind_of_networks: ClassVar[type[Networks]] = Networks
+    """An heir may have others."""
+
     def __init__(
-        self, config: DreamerV3AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0
+        self, config: DreamerAgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0
     ) -> None:
         self.spec = make_spec(config, env)
         place = torch.device(device)
         init, acting, training = np.random.SeedSequence(seed).spawn(3)
         with fresh_weights(init):
-            self.all_networks = Networks(config, env)
+            self.all_networks = self.kind_of_networks(config, env)
         self.all_networks.to(place)
         model = self.all_networks.model
         networks = ActingNetworks(self.all_networks.actor, model.enc, model.dyn)
@@ -111,21 +121,6 @@ class DreamerV3Agent(DreamerV3Policy):
         return (
             draws if ranks.size == 1 else draws.rows(ranks.rank * batch, (ranks.rank + 1) * batch)
         )
-
-    @torch.no_grad()
-    def report(self, batch: SequenceBatch) -> dict[str, np.ndarray]:
-        """Open-loop predictions; see
-        :func:`worldloom.algorithms.dreamerv3.report.open_loop_videos`. Equal calls draw
-        equal samples.
-        """
-        rows = window_batch(
-            batch.map(self._tensor), self.all_networks.model, self.config.replay_context
-        )
-        length = min(self.config.report_length, rows.reward.shape[1])
-        with autocast(self.device, self.config.precision):
-            return open_loop_videos(
-                self.all_networks.model, rows, length, torch.Generator(self.device).manual_seed(0)
-            )
 
     def predict_ahead(self, batch: SequenceBatch, warm_up: int) -> Foresight:
         """See :meth:`worldloom.core.protocol.PredictsAhead.predict_ahead`."""
@@ -199,7 +194,28 @@ class DreamerV3Agent(DreamerV3Policy):
             )
 
 
-def optimizer_config(config: DreamerV3AgentConfig) -> LaPropConfig:
+class DreamerV3Agent(DreamerAgent):
+    """A :class:`DreamerAgent` whose model decodes, and shows what it predicts."""
+
+    config: DreamerV3AgentConfig
+
+    @torch.no_grad()
+    def report(self, batch: SequenceBatch) -> dict[str, np.ndarray]:
+        """Open-loop predictions; see
+        :func:`worldloom.algorithms.dreamerv3.report.open_loop_videos`. Equal calls draw
+        equal samples.
+        """
+        model = self.all_networks.model
+        assert isinstance(model, WorldModel)
+        rows = window_batch(batch.map(self._tensor), model, self.config.replay_context)
+        length = min(self.config.report_length, rows.reward.shape[1])
+        with autocast(self.device, self.config.precision):
+            return open_loop_videos(
+                model, rows, length, torch.Generator(self.device).manual_seed(0)
+            )
+
+
+def optimizer_config(config: DreamerAgentConfig) -> LaPropConfig:
     """The optimizer's part of the settings."""
     names = ("lr", "warmup", "agc", "pmin", "beta1", "beta2", "eps", "weight_decay")
     return LaPropConfig(**{name: getattr(config, name) for name in names})
@@ -213,7 +229,7 @@ def make_agent(
 
 
 def make_policy(
-    config: DreamerV3AgentConfig,
+    config: DreamerAgentConfig,
     env: EnvSpec,
     *,
     device: str = "cpu",

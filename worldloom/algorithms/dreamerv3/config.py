@@ -23,6 +23,7 @@ __all__ = [
     "DreamerConstants",
     "DreamerSizes",
     "DreamerV3Config",
+    "LatentSizes",
     "official_scales",
 ]
 
@@ -35,11 +36,13 @@ fits.
 """
 RETURN_HORIZON = 333
 """Steps over which the authors' agent discounts."""
+COUNTS = tuple("deter hidden stoch classes units depth blocks space_blocks bins".split())
+"""Sizes that are numbers of something, at least one."""
 MLP_LAYERS = 3
 """Layers of the vector branches of encoder and decoder; the official number."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DreamerConstants:
     """What has the same name in the agent's and in the public settings."""
 
@@ -49,10 +52,10 @@ class DreamerConstants:
     """Share of the uniform distribution in the latents."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DreamerSizes(DreamerConstants):
-    """Everything that decides the shapes and the fixed constants of the networks; the defaults are
-    the official ones at size12m.
+@dataclass(frozen=True, kw_only=True)
+class LatentSizes(DreamerConstants):
+    """Everything that decides the shapes and the fixed constants of all networks but a decoder; the
+    defaults are the official ones at size12m.
     """
 
     deter: int = 2048
@@ -64,30 +67,17 @@ class DreamerSizes(DreamerConstants):
     classes: int = 16
     """Classes of each categorical latent."""
     units: int = 256
-    """Width of encoder, decoder and head MLPs."""
+    """Width of the MLPs of encoder, heads and, where there is one, decoder."""
     depth: int = 16
-    """Channel base of the convolutions; 4 x depth must be divisible by space_blocks."""
+    """Channel base of the convolutions."""
     blocks: int = 8
     """Blocks of the recurrent core; deter must be divisible by it."""
-    space_blocks: int = 8
-    """Blocks of the decoder's first image layer; deter and 4 x depth must be divisible by it."""
 
     def __post_init__(self) -> None:
-        counts = (
-            "deter",
-            "hidden",
-            "stoch",
-            "classes",
-            "units",
-            "depth",
-            "blocks",
-            "space_blocks",
-            "bins",
-        )
         wrong = [
             f"{name} must be >= 1, got {getattr(self, name)}"
-            for name in counts
-            if getattr(self, name) < 1
+            for name in COUNTS
+            if hasattr(self, name) and getattr(self, name) < 1
         ]
         if not wrong and self.deter % self.blocks:
             wrong.append(f"deter must be divisible by blocks ({self.blocks}), got {self.deter}")
@@ -109,6 +99,14 @@ class DreamerSizes(DreamerConstants):
     def feature(self) -> int:
         """Width of what the heads read, deter + S x C."""
         return self.deter + self.latent
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamerSizes(LatentSizes):
+    """The sizes of all networks."""
+
+    space_blocks: int = 8
+    """Blocks of the decoder's first image layer; deter and 4 x depth must be divisible by it."""
 
 
 def _official(width: int) -> dict[str, int]:

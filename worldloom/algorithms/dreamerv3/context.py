@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from worldloom.algorithms.dreamerv3.model import ModelBatch, WorldModel
+from worldloom.algorithms.dreamerv3.model import LatentModel, ModelBatch
 from worldloom.algorithms.dreamerv3.rssm import State
 from worldloom.algorithms.dreamerv3.spec import LATENT_DETER, LATENT_STOCH
 from worldloom.core.sequence import SequenceBatch
@@ -23,7 +23,7 @@ __all__ = ["encode_actions", "pack_latents", "split_context", "stored_state", "w
 
 def split_context(
     batch: SequenceBatch,
-    model: WorldModel,
+    model: LatentModel,
     start: State,
     *,
     carried: State | None = None,
@@ -59,7 +59,7 @@ def split_context(
     )
 
 
-def window_batch(batch: SequenceBatch, model: WorldModel, context: int) -> ModelBatch:
+def window_batch(batch: SequenceBatch, model: LatentModel, context: int) -> ModelBatch:
     """A window as :class:`ModelBatch`; with ``context`` 0 it starts as if an episode began at its
     first row.
     """
@@ -77,7 +77,7 @@ def window_batch(batch: SequenceBatch, model: WorldModel, context: int) -> Model
     return ModelBatch(batch.obs, action, batch.reward, first, last, batch.terminated, start)
 
 
-def encode_actions(model: WorldModel, action: Mapping[str, Tensor]) -> Tensor:
+def encode_actions(model: LatentModel, action: Mapping[str, Tensor]) -> Tensor:
     """Raw actions [B, T, ...] per key to encoded ones [B, T, A]."""
     lead = next(iter(action.values())).shape[:2]
     return model.action_layout.encode({k: v.flatten(0, 1) for k, v in action.items()}).reshape(
@@ -85,7 +85,7 @@ def encode_actions(model: WorldModel, action: Mapping[str, Tensor]) -> Tensor:
     )
 
 
-def stored_state(batch: SequenceBatch, model: WorldModel) -> State:
+def stored_state(batch: SequenceBatch, model: LatentModel) -> State:
     """The latent that replay holds for the first row of each window."""
     deter = batch.extras[LATENT_DETER][:, 0].contiguous().view(torch.bfloat16).float()
     return State(deter, model.dyn.one_hot(batch.extras[LATENT_STOCH][:, 0]))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from worldloom.algorithms.dreamerv3.config import MLP_LAYERS, DreamerSizes
+from worldloom.algorithms.dreamerv3.config import MLP_LAYERS, LatentSizes
 from worldloom.nn.conv import CHANNELS, ConvTower
 from worldloom.nn.dense import MLP
 from worldloom.nn.layout import ObsLayout
@@ -20,9 +20,7 @@ __all__ = ["CHANNELS", "ConvTower", "Encoder"]
 class Encoder(nn.Module):
     """Tokens = [vector branch, image branch]; a branch without keys does not exist."""
 
-    def __init__(
-        self, layout: ObsLayout, sizes: DreamerSizes, mlp_layers: int = MLP_LAYERS
-    ) -> None:
+    def __init__(self, layout: ObsLayout, sizes: LatentSizes, mlp_layers: int = MLP_LAYERS) -> None:
         super().__init__()
         self.layout = layout
         height, width = layout.canvas

@@ -2,7 +2,9 @@
 
 The model disagrees with itself where it reads its own decoded observation in another way than it
 imagined the state: mean total variation between the prior of an imagined step and the posterior
-that the decoded observation gives. Legend: B windows, T rows, W seen, K imagined, S categoricals.
+that the decoded observation gives. One without a decoder disagrees where a second imagination, of
+the same actions and with other draws, has another prior. Legend: B windows, T rows, W seen, K
+imagined, S categoricals.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worldloom.algorithms.dreamerv3.model import ModelBatch, WorldModel
+from worldloom.algorithms.dreamerv3.model import LatentModel, ModelBatch, WorldModel
 from worldloom.algorithms.dreamerv3.networks import Networks
 from worldloom.algorithms.dreamerv3.rssm import State
+from worldloom.algorithms.dreamerv3.scan import CellWeights
 from worldloom.core.foresight import Foresight
 from worldloom.core.specs import ArraySpec
 from worldloom.nn.distributions import two_hot_mean, unimix_probs
@@ -51,16 +54,18 @@ def foresight(
         device=place,
     )
     seen = model.observe(w, batch, draws)
-    state = State(seen.deter[:, warm_up - 1], seen.stoch[:, warm_up - 1])
-    states = []
-    priors = []
-    for t in range(warm_up, steps):
-        state, logits = model.dyn.imagine_step(w, state, batch.action[:, t], draws[:, t])
-        states.append(state)
-        priors.append(logits)
-    ahead = State(*(torch.stack(parts, 1) for parts in zip(*states, strict=True)))
+    start = State(seen.deter[:, warm_up - 1], seen.stoch[:, warm_up - 1])
+    action = batch.action[:, warm_up:]
+    ahead, priors = _imagined(model, w, start, action, draws[:, warm_up:])
     feature = torch.cat([ahead.deter, ahead.stoch], -1)
-    decoded = model.dec(ahead.deter.flatten(0, 1), ahead.stoch.flatten(0, 1))
+    decoded: dict[str, Tensor] = {}
+    if isinstance(model, WorldModel):
+        decoded = model.dec(ahead.deter.flatten(0, 1), ahead.stoch.flatten(0, 1))
+        others = _reread(model, specs, ahead, decoded).view_as(priors)
+    else:
+        others = _imagined(model, w, start, action, (draws[:, warm_up:] + 0.5) % 1)[1]
+    unimix = model.sizes.unimix
+    gap = unimix_probs(others, unimix) - unimix_probs(priors, unimix)
     cont_scale = 1.0 - 1.0 / config.horizon if config.learn_discount else 1.0
     return Foresight(
         latent=(to_numpy(feature), to_numpy(seen.feature[:, warm_up:])),
@@ -72,11 +77,11 @@ def foresight(
         goes_on=to_numpy((model.cont(feature) / max(cont_scale, 1e-6)).clamp(max=1.0)),
         value=to_numpy(two_hot_mean(networks.critic(seen.feature)["logits"], model.bins)),
         discount=1.0 - 1.0 / config.horizon,
-        disagreement=to_numpy(_round_trip(model, specs, ahead, torch.stack(priors, 1), decoded)),
+        disagreement=to_numpy(gap.abs().sum(-1).mean(-1) / 2),
     )
 
 
-def _seen(model: WorldModel, batch: ModelBatch, name: str, warm_up: int) -> Tensor:
+def _seen(model: LatentModel, batch: ModelBatch, name: str, warm_up: int) -> Tensor:
     """An observation [B K, ...] in the decoder's units."""
     value = batch.obs[name][:, warm_up:].flatten(0, 1)
     for image in model.obs_layout.images:
@@ -86,22 +91,30 @@ def _seen(model: WorldModel, batch: ModelBatch, name: str, warm_up: int) -> Tens
     return key.encode(value) if key.classes else value.flatten(1).float()
 
 
-def _round_trip(
-    model: WorldModel,
-    specs: Mapping[str, ArraySpec],
-    ahead: State,
-    priors: Tensor,
-    decoded: Mapping[str, Tensor],
+def _imagined(
+    model: LatentModel, w: CellWeights, state: State, action: Tensor, draws: Tensor
+) -> tuple[State, Tensor]:
+    """States [B, K, ...] and prior logits [B, K, S, C] after given actions."""
+    states = []
+    logits = []
+    for t in range(action.shape[1]):
+        state, prior = model.dyn.imagine_step(w, state, action[:, t], draws[:, t])
+        states.append(state)
+        logits.append(prior)
+    ahead = State(*(torch.stack(parts, 1) for parts in zip(*states, strict=True)))
+    return ahead, torch.stack(logits, 1)
+
+
+def _reread(
+    model: WorldModel, specs: Mapping[str, ArraySpec], ahead: State, decoded: Mapping[str, Tensor]
 ) -> Tensor:
-    """How differently the model reads what it decodes itself, [B, K] in [0, 1]."""
-    lead = priors.shape[:2]
+    """Posterior logits [B, K, Z] of imagined states, given what they decode to."""
+    lead = ahead.deter.shape[:2]
     obs = {name: _as_given(model, name, specs[name], value) for name, value in decoded.items()}
     tokens = model.tokens({name: torch.unflatten(value, 0, lead) for name, value in obs.items()})
     joint = torch.cat([ahead.deter, tokens.to(ahead.deter.dtype)], -1)
-    logits = model.dyn.obs_logit(model.dyn.obs(joint)).view_as(priors)
-    unimix = model.sizes.unimix
-    gap = unimix_probs(logits, unimix) - unimix_probs(priors, unimix)
-    return gap.abs().sum(-1).mean(-1) / 2
+    logits: Tensor = model.dyn.obs_logit(model.dyn.obs(joint))
+    return logits
 
 
 def _as_given(model: WorldModel, name: str, spec: ArraySpec, value: Tensor) -> Tensor:

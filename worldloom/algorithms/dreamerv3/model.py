@@ -1,20 +1,22 @@
 """DreamerV3's world model: encoder, recurrent state-space model, decoder, reward and continuation
 heads, and their losses.
 
-The losses are pure functions of batch and draws. Source: DreamerV3, arXiv:2301.04104v2, Eq. 1-5,
-with the constants and the departures of the official code. Legend: B batch, T time, A encoded
-action width, S categoricals, C classes.
+:class:`LatentModel` is all of it but the decoder, and lets an heir say what its representation
+learns from. The losses are pure functions of batch and draws. Source: DreamerV3,
+arXiv:2301.04104v2, Eq. 1-5, with the constants and the departures of the official code. Legend: B
+batch, T time, A encoded action width, E token width, S categoricals, C classes.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from worldloom.algorithms.dreamerv3.config import MLP_LAYERS, DreamerSizes
+from worldloom.algorithms.dreamerv3.config import MLP_LAYERS, DreamerSizes, LatentSizes
 from worldloom.algorithms.dreamerv3.decoder import Decoder
 from worldloom.algorithms.dreamerv3.encoder import Encoder
 from worldloom.algorithms.dreamerv3.rssm import RSSM, Posterior, State
@@ -33,7 +35,7 @@ from worldloom.nn.distributions import (
 )
 from worldloom.nn.layout import ActionLayout, ObsLayout
 
-__all__ = ["ModelBatch", "ModelOutput", "WorldModel", "compute_dtype"]
+__all__ = ["LatentModel", "ModelBatch", "ModelOutput", "WorldModel", "compute_dtype"]
 
 REWARD_LAYERS = CONTINUE_LAYERS = 1
 
@@ -58,11 +60,11 @@ class ModelBatch(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    """Result of :meth:`WorldModel.losses`.
+    """Result of :meth:`LatentModel.losses`.
 
     Attributes:
-        losses: Name -> unscaled loss [B, T]: one per observation key (``obs/<key>``), ``rew``,
-            ``con``, ``dyn``, ``rep``.
+        losses: Name -> unscaled loss [B, T]: ``dyn``, ``rep``, those of the representation,
+            ``rew``, ``con``.
         posterior: The filtered sequence.
         prior_logits: [B, T, S, C].
         metrics: Scalars.
@@ -80,30 +82,51 @@ def compute_dtype(device: torch.device | str) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
 
 
-class WorldModel(nn.Module):
-    """All that predicts; behaviour (actor, critic) lives in the agent.
+class LatentModel(nn.Module, ABC):
+    """All that predicts latents, rewards and ends; behaviour (actor, critic) lives in the agent.
 
     Args:
         env: Observation and action keys.
         sizes: Network sizes.
-        mlp_layers: Layers of the vector branches of encoder and decoder.
+        mlp_layers: Layers of the encoder's vector branch.
     """
 
     bins: Tensor
 
-    def __init__(self, env: EnvSpec, sizes: DreamerSizes, *, mlp_layers: int = MLP_LAYERS) -> None:
+    def __init__(self, env: EnvSpec, sizes: LatentSizes, *, mlp_layers: int = MLP_LAYERS) -> None:
         super().__init__()
         self.sizes = sizes
         self.obs_layout = ObsLayout.from_specs(env.obs)
         self.action_layout = ActionLayout.from_specs(env.action)
         self.enc = Encoder(self.obs_layout, sizes, mlp_layers)
         self.dyn = RSSM(self.enc.width, self.action_layout.width, sizes)
-        self.dec = Decoder(self.obs_layout, sizes, mlp_layers)
+        self.add_representation(mlp_layers)
         self.rew = Head(
             sizes.feature, sizes.units, REWARD_LAYERS, {"logits": sizes.bins}, outscale=0.0
         )
         self.con = Head(sizes.feature, sizes.units, CONTINUE_LAYERS, {"logit": 1}, outscale=1.0)
         self.register_buffer("bins", symexp_bins(sizes.bins), persistent=False)
+
+    @abstractmethod
+    def add_representation(self, mlp_layers: int) -> None:
+        """Make the networks that only :meth:`representation_losses` reads. Called between the
+        dynamics and the heads: in this order equal seeds draw equal weights.
+        """
+
+    @abstractmethod
+    def representation_losses(
+        self, batch: ModelBatch, tokens: Tensor, posterior: Posterior
+    ) -> dict[str, Tensor]:
+        """What the latents learn to hold of the observations.
+
+        Args:
+            batch: Real experience.
+            tokens: [B, T, E] its encoded observations.
+            posterior: What was filtered from them.
+
+        Returns:
+            Name -> unscaled loss, [B, T] or 0-d.
+        """
 
     def tokens(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Encode ``[B, T, ...]`` observations. [B, T, E]."""
@@ -116,11 +139,20 @@ class WorldModel(nn.Module):
         """The recurrent core's weights in the current compute dtype."""
         return self.dyn.cell_weights(compute_dtype(self.bins.device))
 
-    def observe(self, w: CellWeights, batch: ModelBatch, draws: Tensor) -> Posterior:
-        """Filter a batch; ``draws`` [B, T, S] as for :meth:`RSSM.sample`."""
-        return self.dyn.observe(
-            w, batch.start, batch.action, self.tokens(batch.obs), batch.is_first, draws
-        )
+    def observe(
+        self, w: CellWeights, batch: ModelBatch, draws: Tensor, tokens: Tensor | None = None
+    ) -> Posterior:
+        """Filter a batch.
+
+        Args:
+            w: From :meth:`weights`.
+            batch: Real experience.
+            draws: [B, T, S] as for :meth:`RSSM.sample`.
+            tokens: [B, T, E], where the caller has encoded the observations.
+        """
+        if tokens is None:
+            tokens = self.tokens(batch.obs)
+        return self.dyn.observe(w, batch.start, batch.action, tokens, batch.is_first, draws)
 
     def reward(self, feature: Tensor) -> Tensor:
         """Expected reward on arrival at a state. [..., F] -> [...]."""
@@ -159,13 +191,12 @@ class WorldModel(nn.Module):
                 learnt, else 1).
             weights: From :meth:`weights`, where the caller has prepared them.
         """
-        post = self.observe(self.weights() if weights is None else weights, batch, draws)
+        w = self.weights() if weights is None else weights
+        tokens = self.tokens(batch.obs)
+        post = self.observe(w, batch, draws, tokens)
         prior = self.dyn.prior_logits(post.deter)
         losses, metrics = self._kl_losses(post.logits, prior, free_nats)
-        lead = batch.reward.shape
-        flat_obs = {name: value.flatten(0, 1) for name, value in batch.obs.items()}
-        decoded = self.dec.losses(post.deter.flatten(0, 1), post.stoch.flatten(0, 1), flat_obs)
-        losses |= {f"obs/{name}": value.reshape(lead) for name, value in decoded.items()}
+        losses |= self.representation_losses(batch, tokens, post)
         feature = post.feature
         losses["rew"] = two_hot_loss(
             self.rew(feature)["logits"], [two_hot(batch.reward, self.bins)]
@@ -187,3 +218,29 @@ class WorldModel(nn.Module):
                 "rep_ent": categorical_entropy(log_post).sum(-1).mean(),
             }
         return {"dyn": dyn.clamp(min=free), "rep": rep.clamp(min=free)}, metrics
+
+
+class WorldModel(LatentModel):
+    """Learns its representation by decoding the observations again.
+
+    Args:
+        env: Observation and action keys.
+        sizes: Network sizes.
+        mlp_layers: Layers of the vector branches of encoder and decoder.
+    """
+
+    sizes: DreamerSizes
+
+    def add_representation(self, mlp_layers: int) -> None:
+        """See :meth:`LatentModel.add_representation`: the decoder."""
+        self.dec = Decoder(self.obs_layout, self.sizes, mlp_layers)
+
+    def representation_losses(
+        self, batch: ModelBatch, tokens: Tensor, posterior: Posterior
+    ) -> dict[str, Tensor]:
+        """The reconstruction loss of each observation key, as ``obs/<key>`` [B, T]."""
+        lead = batch.reward.shape
+        obs = {name: value.flatten(0, 1) for name, value in batch.obs.items()}
+        deter = posterior.deter.flatten(0, 1)
+        decoded = self.dec.losses(deter, posterior.stoch.flatten(0, 1), obs)
+        return {f"obs/{name}": value.reshape(lead) for name, value in decoded.items()}

@@ -8,12 +8,12 @@ width, S categoricals.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from worldloom.algorithms.dreamerv3.model import ModelBatch, WorldModel
+from worldloom.algorithms.dreamerv3.model import LatentModel, ModelBatch, WorldModel
 from worldloom.algorithms.dreamerv3.returns import (
     ImagineLosses,
     NormalizerState,
@@ -23,7 +23,7 @@ from worldloom.algorithms.dreamerv3.returns import (
 )
 from worldloom.algorithms.dreamerv3.rssm import Posterior, State
 from worldloom.algorithms.dreamerv3.scan import CellWeights
-from worldloom.algorithms.dreamerv3.spec import DreamerV3AgentConfig
+from worldloom.algorithms.dreamerv3.spec import DreamerAgentConfig
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.specs import EnvSpec
 from worldloom.nn.actor import Actor
@@ -32,7 +32,7 @@ from worldloom.nn.layout import ActionLayout
 
 __all__ = ["TRAINED", "Draws", "Imagined", "LossOutput", "Networks"]
 
-TRAINED = ("model.enc", "model.dyn", "model.dec", "model.rew", "model.con", "actor", "critic")
+TRAINED = ("model", "actor", "critic")
 """Modules that the optimizer trains; only the slow critic is missing."""
 
 
@@ -77,8 +77,8 @@ class Imagined(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-    """Total loss (0-d), every unscaled loss per step, the posterior, the new return normaliser,
-    scalar metrics.
+    """Total loss (0-d), every unscaled loss per step (one of the whole batch: 0-d), the posterior,
+    the new return normaliser, scalar metrics.
     """
 
     total: Tensor
@@ -95,7 +95,10 @@ class Networks(nn.Module):
     them too: equal seeds then give equal weights.
     """
 
-    def __init__(self, config: DreamerV3AgentConfig, env: EnvSpec) -> None:
+    kind_of_model: ClassVar[type[LatentModel]] = WorldModel
+    """An heir may have another."""
+
+    def __init__(self, config: DreamerAgentConfig, env: EnvSpec) -> None:
         super().__init__()
         self.config = config
         self.ranks: ProcessGroup = SINGLE_PROCESS
@@ -103,7 +106,7 @@ class Networks(nn.Module):
         self.actor = Actor(
             ActionLayout.from_specs(env.action), sizes.feature, sizes.units, config.actor_layers
         )
-        self.model = WorldModel(env, sizes)
+        self.model = self.kind_of_model(env, sizes)
         heads = [
             Head(
                 sizes.feature,

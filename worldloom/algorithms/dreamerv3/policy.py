@@ -19,7 +19,7 @@ from worldloom.algorithms.dreamerv3.encoder import Encoder
 from worldloom.algorithms.dreamerv3.model import compute_dtype
 from worldloom.algorithms.dreamerv3.rssm import RSSM, State
 from worldloom.algorithms.dreamerv3.scan import CellWeights
-from worldloom.algorithms.dreamerv3.spec import DreamerV3AgentConfig
+from worldloom.algorithms.dreamerv3.spec import DreamerAgentConfig
 from worldloom.core.exceptions import ShapeMismatchError
 from worldloom.core.protocol import ActOutput, Carry, Decide
 from worldloom.core.specs import EnvSpec
@@ -42,7 +42,7 @@ class ActingNetworks(NamedTuple):
     dyn: RSSM
 
     @classmethod
-    def build(cls, config: DreamerV3AgentConfig, env: EnvSpec) -> ActingNetworks:
+    def build(cls, config: DreamerAgentConfig, env: EnvSpec) -> ActingNetworks:
         """Draw fresh ones from torch's global generator, in the order in which the whole agent
         draws them.
         """
@@ -106,7 +106,7 @@ class DreamerV3Policy:
 
     def __init__(
         self,
-        config: DreamerV3AgentConfig,
+        config: DreamerAgentConfig,
         env: EnvSpec,
         networks: ActingNetworks,
         device: torch.device,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldloom.algorithms.dreamerv3.config import DreamerSizes
+from worldloom.algorithms.dreamerv3.config import LatentSizes
 from worldloom.algorithms.dreamerv3.scan import CellWeights, observe_scan
 from worldloom.nn.dense import BlockLinear, Dense, Linear
 from worldloom.nn.distributions import sample_classes, unimix_probs
@@ -64,7 +64,7 @@ class RSSM(nn.Module):
         sizes: The other sizes.
     """
 
-    def __init__(self, tokens: int, actions: int, sizes: DreamerSizes) -> None:
+    def __init__(self, tokens: int, actions: int, sizes: LatentSizes) -> None:
         super().__init__()
         deter = sizes.deter
         hidden = sizes.hidden

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from worldloom.algorithms.dreamerv3.config import DreamerSizes
+from worldloom.algorithms.dreamerv3.config import LatentSizes
 from worldloom.nn.distributions import sample_classes
 from worldloom.nn.rmsnorm import (
     fused_norm_gradient,
@@ -64,7 +64,7 @@ def observe_scan(
     action_input: Tensor,
     token_input: Tensor,
     draws: Tensor,
-    sizes: DreamerSizes,
+    sizes: LatentSizes,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Filter T steps.
 
@@ -199,7 +199,7 @@ class _ObserveScan(torch.autograd.Function):
         action_input: Tensor,
         token_input: Tensor,
         draws: Tensor,
-        sizes: DreamerSizes,
+        sizes: LatentSizes,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Observe step by step, and keep the pre-activations of every step."""
@@ -284,7 +284,7 @@ class _ObserveScan(torch.autograd.Function):
         """Walk the steps backwards; weights get their gradients at the end, from all steps
         at once.
         """
-        sizes: DreamerSizes = ctx.sizes
+        sizes: LatentSizes = ctx.sizes
         (
             keep,
             before,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
-from worldloom.algorithms.dreamerv3.config import SIZES, DreamerSizes
+from worldloom.algorithms.dreamerv3.config import COUNTS, SIZES, DreamerSizes, LatentSizes
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.protocol import AgentSpec, SamplingSpec
@@ -24,8 +24,10 @@ __all__ = [
     "LATENT_DETER",
     "LATENT_STOCH",
     "PRESETS",
+    "DreamerAgentConfig",
     "DreamerV3AgentConfig",
     "make_spec",
+    "presets_of",
     "product_shapes",
 ]
 
@@ -36,10 +38,43 @@ categorical.
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DreamerV3AgentConfig(DreamerSizes):
-    """Settings of one DreamerV3 agent; the defaults are the official ones at size12m."""
+PRECISIONS = ("default", "auto", "float32", "bfloat16")
 
+
+@dataclass(frozen=True, kw_only=True)
+class DreamerAgentConfig(LatentSizes):
+    """Settings of an agent that learns in the imagination of a :class:`LatentModel`, whatever its
+    representation is learnt from; the defaults are the official ones of DreamerV3 at size12m.
+    """
+
+    BOUNDS: ClassVar[Mapping[str, Bounds]] = {
+        **dict.fromkeys(COUNTS, Bounds(1)),
+        **dict.fromkeys(
+            ("batch_size", "imagine_length", "actor_layers", "critic_layers", "horizon"), Bounds(1)
+        ),
+        "batch_length": Bounds(2),
+        **dict.fromkeys(("train_ratio", "lr", "pmin", "return_limit"), POSITIVE),
+        **dict.fromkeys(
+            ("entropy_scale", "slow_scale", "agc", "weight_decay", "free_nats", "warmup", "eps"),
+            NOT_NEGATIVE,
+        ),
+        **dict.fromkeys(
+            (
+                *("scale_rew", "scale_con", "scale_dyn", "scale_rep"),
+                *("scale_policy", "scale_value", "scale_repval"),
+            ),
+            NOT_NEGATIVE,
+        ),
+        **dict.fromkeys(
+            (
+                *("lam", "slow_rate", "return_rate", "return_low", "return_high"),
+                "replay_context",
+            ),
+            FRACTION,
+        ),
+        **dict.fromkeys(("unimix", "beta1", "beta2"), Bounds(0, below=1)),
+    }
+    """Which numbers the fields may hold."""
     name: str = "dreamerv3:size12m"
     """Algorithm and preset."""
     actor_layers: int = 3
@@ -80,8 +115,6 @@ class DreamerV3AgentConfig(DreamerSizes):
     """Upper percentile of returns."""
     free_nats: float = 1.0
     """KL per step below which the latents are not penalised."""
-    scale_obs: float = 1.0
-    """Loss scale of the reconstruction of each observation key."""
     scale_rew: float = 1.0
     """Loss scale of the reward head."""
     scale_con: float = 1.0
@@ -114,11 +147,9 @@ class DreamerV3AgentConfig(DreamerSizes):
     """Decoupled weight decay of kernels."""
     precision: str = "default"
     """Of products: float32, bfloat16, default (bfloat16 on CUDA, else float32), auto (faster)."""
-    report_length: int = 32
-    """Steps of the open-loop prediction video, the first half of them with observations."""
 
     def __post_init__(self) -> None:
-        wrong = normalize(self, BOUNDS, prefix="agent.")
+        wrong = normalize(self, self.BOUNDS, prefix="agent.")
         if not wrong and self.precision not in PRECISIONS:
             wrong.append(
                 f"agent.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
@@ -132,58 +163,33 @@ class DreamerV3AgentConfig(DreamerSizes):
             raise ConfigurationError(
                 "; ".join(wrong), self.name if isinstance(self.name, str) else None
             )
-        DreamerSizes.__post_init__(self)
+        super().__post_init__()
 
     def loss_scale(self, loss: str) -> float:
-        """Factor of a loss by name; ``obs/...`` is the reconstruction of one key."""
+        """Factor of a loss by name; parts of one loss (``obs/KEY``) share it."""
         scale: float = getattr(self, "scale_" + loss.partition("/")[0])
         return scale
 
 
-_LOSS_SCALES = tuple(
-    f"scale_{loss}" for loss in ("obs", "rew", "con", "dyn", "rep", "policy", "value", "repval")
-)
-PRECISIONS = ("default", "auto", "float32", "bfloat16")
-BOUNDS: Mapping[str, Bounds] = {
-    **dict.fromkeys(
-        ("deter", "hidden", "stoch", "classes", "units", "depth", "blocks", "space_blocks", "bins"),
-        Bounds(1),
-    ),
-    **dict.fromkeys(
-        ("batch_size", "imagine_length", "actor_layers", "critic_layers", "horizon"), Bounds(1)
-    ),
-    **dict.fromkeys(("batch_length", "report_length"), Bounds(2)),
-    **dict.fromkeys(("train_ratio", "lr", "pmin", "return_limit"), POSITIVE),
-    **dict.fromkeys(
-        ("entropy_scale", "slow_scale", "agc", "weight_decay", "free_nats", "warmup", "eps"),
-        NOT_NEGATIVE,
-    ),
-    **dict.fromkeys(_LOSS_SCALES, NOT_NEGATIVE),
-    **dict.fromkeys(
-        ("lam", "slow_rate", "return_rate", "return_low", "return_high", "replay_context"), FRACTION
-    ),
-    **dict.fromkeys(("unimix", "beta1", "beta2"), Bounds(0, below=1)),
-}
-"""Which numbers the fields may hold."""
+@dataclass(frozen=True, kw_only=True)
+class DreamerV3AgentConfig(DreamerAgentConfig, DreamerSizes):
+    """Settings of one DreamerV3 agent."""
+
+    BOUNDS: ClassVar[Mapping[str, Bounds]] = {
+        **DreamerAgentConfig.BOUNDS,
+        "scale_obs": NOT_NEGATIVE,
+        "report_length": Bounds(2),
+    }
+    """Which numbers the fields may hold."""
+    scale_obs: float = 1.0
+    """Loss scale of the reconstruction of each observation key."""
+    report_length: int = 32
+    """Steps of the open-loop prediction video, the first half of them with observations."""
+
 
 DEFAULT_PRESET = "size12m"
 
-ARCHITECTURE = frozenset(
-    {
-        *(
-            "deter",
-            "hidden",
-            "stoch",
-            "classes",
-            "units",
-            "depth",
-            "blocks",
-            "space_blocks",
-            "bins",
-        ),
-        *("actor_layers", "critic_layers", "replay_context"),
-    }
-)
+ARCHITECTURE = frozenset({*COUNTS, "actor_layers", "critic_layers", "replay_context"})
 """Settings that decide the shape of the weights or of the stored rows; a resumed run keeps them."""
 
 
@@ -199,16 +205,31 @@ within minutes on a CPU.
 """
 
 
-def _preset(name: str) -> Callable[[], DreamerV3AgentConfig]:
-    def make() -> DreamerV3AgentConfig:
-        """The config of this size."""
-        own: dict[str, Any] = {**SIZES[name], **(_CI if name == "ci" else {})}
-        return DreamerV3AgentConfig(name=f"dreamerv3:{name}", **own)
-
-    return make
+Config = TypeVar("Config", bound=DreamerAgentConfig)
 
 
-PRESETS: Mapping[str, Callable[[], DreamerV3AgentConfig]] = {name: _preset(name) for name in SIZES}
+def presets_of(algorithm: str, kind: type[Config]) -> dict[str, Callable[[], Config]]:
+    """Preset name -> function that gives its config, for every size of the table.
+
+    Args:
+        algorithm: First half of the configs' names.
+        kind: Of the configs.
+    """
+
+    def preset(size: str) -> Callable[[], Config]:
+        def make() -> Config:
+            """The config of this size."""
+            own: dict[str, Any] = {**SIZES[size], **(_CI if size == "ci" else {})}
+            return kind(name=f"{algorithm}:{size}", **own)
+
+        return make
+
+    return {size: preset(size) for size in SIZES}
+
+
+PRESETS: Mapping[str, Callable[[], DreamerV3AgentConfig]] = presets_of(
+    "dreamerv3", DreamerV3AgentConfig
+)
 """Preset name -> config."""
 
 METRIC_KEYS = {"val": "value_mean", "loss/dyn": "model_kl_nats"}
@@ -232,7 +253,7 @@ frames.
 """
 
 
-def product_shapes(config: DreamerV3AgentConfig) -> list[tuple[int, int, int]]:
+def product_shapes(config: DreamerAgentConfig) -> list[tuple[int, int, int]]:
     """Rows, inputs and outputs of the layers that take most of an update: heads and prior over all
     positions, the recurrent core over a batch.
     """
@@ -246,7 +267,7 @@ def product_shapes(config: DreamerV3AgentConfig) -> list[tuple[int, int, int]]:
     ]
 
 
-def make_spec(config: DreamerV3AgentConfig, env: EnvSpec) -> AgentSpec:
+def make_spec(config: DreamerAgentConfig, env: EnvSpec) -> AgentSpec:
     """What the system must know: windows, ratio, prefill, and the latent columns that replay
     stores.
 
@@ -255,7 +276,8 @@ def make_spec(config: DreamerV3AgentConfig, env: EnvSpec) -> AgentSpec:
     """
     if not env.obs or not env.action:
         raise ConfigurationError(
-            f"env {env.name!r} needs at least one observation and one action key for dreamerv3",
+            f"env {env.name!r} needs at least one observation and one action key for "
+            f"{config.name.partition(':')[0]}",
             config.name,
         )
     sampling = SamplingSpec(

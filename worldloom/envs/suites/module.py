@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv as GymVectorEnv
 
 from worldloom.core.exceptions import ConfigurationError, nearest
 from worldloom.envs.building import foreign_code
-from worldloom.envs.config import SUITES, EnvConfig
+from worldloom.envs.config import EnvConfig, suite_names
 from worldloom.envs.contract import may_terminate, own_limit
 from worldloom.envs.wrappers import RawEnv
 
@@ -71,7 +71,7 @@ def _find(config: EnvConfig) -> Callable[..., Any]:
             ):
                 raise
             hint = (
-                nearest(module_name, [*local_modules(), *SUITES])
+                nearest(module_name, [*local_modules(), *suite_names()])
                 or "; run from the folder that holds it, or install it"
             )
             raise ConfigurationError(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldloom.algorithms.dreamerv3.agent import DreamerV3Agent
+from worldloom.algorithms.dreamerv3.agent import DreamerAgent
 from worldloom.algorithms.dreamerv3.spec import LATENT_DETER, LATENT_STOCH, DreamerV3AgentConfig
 from worldloom.algorithms.registry import make_agent_config
 from worldloom.core.sequence import SequenceBatch
@@ -78,7 +78,7 @@ def random_array(spec: ArraySpec, rng: np.random.Generator, *lead: int) -> np.nd
     return rng.uniform(-1, 1, (*lead, *spec.shape)).astype(spec.dtype)
 
 
-def random_batch(agent: DreamerV3Agent, env: EnvSpec, seed: int = 0) -> SequenceBatch:
+def random_batch(agent: DreamerAgent, env: EnvSpec, seed: int = 0) -> SequenceBatch:
     """A batch as replay would hand it out, with an episode border in the middle of each window."""
     rng = np.random.default_rng(seed)
     size = agent.spec.sampling.batch_size
