@@ -30,7 +30,11 @@ from worldloom.core.json_text import read_object
 from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import encode_rows
-from worldloom_dist.replay.formats.episode_files import open_episodes, source_files
+from worldloom_dist.replay.formats.episode_files import (
+    columns_of_name,
+    open_episodes,
+    source_files,
+)
 from worldloom_dist.replay.formats.episode_rows import fit_rows
 from worldloom_dist.replay.shard import ReplayShard
 
@@ -181,8 +185,7 @@ def _checked(source: str, shard_columns: Mapping[str, ArraySpec]) -> Iterator[Ro
     }
     if has != wanted:
         raise CheckpointError(
-            f"{source}: holds {sorted(has)} and the run stores {sorted(wanted)}; name "
-            "a file of the same env"
+            f"{source}: holds {sorted(has)} and the run stores {sorted(wanted)}; {opened.choose}"
         )
     first = next(opened.episodes, None)
     if first is None:
@@ -199,9 +202,9 @@ def is_gone(source: str) -> bool:
 
 
 def fingerprint(source: str) -> int:
-    """A positive number made of a file's bytes."""
+    """A positive number made of a file's bytes, and of what its name says of its columns."""
     paths = source_files(source)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(columns_of_name(source).encode())
     for path in paths:
         try:
             with path.open("rb") as file:

@@ -152,7 +152,7 @@ class ReplayConfig:
     held_out: str | None = None
     """Files (A,B) that are never trained on; a run measures its losses on them, too."""
     load: str | None = None
-    """Episodes to store first: FILE.npz or .parquet, minari:NAME, rllib:FOLDER; commas between."""
+    """Episodes to store first, A,B: FILE.npz, FILE.parquet, minari:NAME, rllib:DIR, lerobot:DIR."""
     band_steps: int | None = None
     """Width of the train ratio's band in agent steps (default: what the run needs)."""
 
