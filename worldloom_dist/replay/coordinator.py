@@ -141,8 +141,11 @@ class ReplayCoordinator:
 
     def try_make(self, question: StepQuestion, target: int) -> int:
         """Agent steps that a worker may make next, 0 when it has to wait; see
-        :meth:`StepPermits.ask`. The train ratio does not bind while nothing can be sampled.
+        :meth:`StepPermits.ask`. The train ratio does not bind while nothing can be sampled; before
+        the offline updates are made no step is permitted.
         """
+        if self.limiter.is_offline:
+            return 0
         is_bound = self._live_windows() > 0
         steps = self.permits.ask(question, target=target, is_bound=is_bound)
         if steps:
@@ -156,6 +159,8 @@ class ReplayCoordinator:
         those that are made and not stored (lock-step in one process).
         """
         self.limiter.steps_in_hand = in_hand
+        if self.limiter.is_offline:
+            return False
         at_most = min(agent_steps, self.limiter.limits.max_insert_steps)
         return not (in_hand and self._live_windows()) or self.limiter.may_insert(at_most)
 
@@ -169,9 +174,11 @@ class ReplayCoordinator:
 
         Granted without a look at the ratio: a chunk without steps (reset rows only), and everything
         while no window is complete in any live shard, for then nothing can be sampled and both
-        sides would wait for ever; what is owed by then is trained later.
+        sides would wait for ever; what is owed by then is trained later. Steps never come before
+        the offline updates.
         """
-        if agent_steps and self._live_windows() and not self.limiter.may_insert(agent_steps):
+        is_bound = self._live_windows() > 0 or self.limiter.is_offline
+        if agent_steps and is_bound and not self.limiter.may_insert(agent_steps):
             self._insert_blocked.refused(self._clock())
             return False
         self._insert_blocked.permitted(self._clock())

@@ -44,7 +44,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "gateway_port": Bounds(1, 65535),
     "gateways": Bounds(1, 100),
     **dict.fromkeys(("env_steps", "train_steps", "eval_max_steps"), Bounds(1)),
-    **dict.fromkeys(("eval_every", "seed"), NOT_NEGATIVE),
+    **dict.fromkeys(("eval_every", "seed", "offline_steps"), NOT_NEGATIVE),
     **dict.fromkeys(("eval_episodes", "eval_videos"), Bounds(0, 100_000)),
     "train_ratio": POSITIVE,
     "eval_timeout_s": SECONDS,
@@ -258,6 +258,8 @@ class RunConfig:
     """Data-parallel learner ranks."""
     env_steps: int = 100_000
     """Stop at this many env steps in all, those before a resume included."""
+    offline_steps: int = 0
+    """Updates on the rows of --replay.load before the first env step; none is owed for them."""
     train_steps: int = 10_000
     """With --env none: stop when the run has made this many updates in all."""
     eval_every: int = 10_000
@@ -369,6 +371,7 @@ class RunConfig:
                 "env is none, which trains offline: name the data with --replay.load "
                 "FILE.npz, or name an env"
             )
+        found += self._offline_problems()
         try:
             parse_selector(self.replay.selector)
         except ConfigurationError as error:
@@ -390,6 +393,21 @@ class RunConfig:
         if self.barrier and (self.workers > 1 or self.inference == "central"):
             found.append("barrier needs --workers 1 and a policy in the worker (--inference local)")
         return found
+
+    def _offline_problems(self) -> list[str]:
+        if not self.offline_steps:
+            return []
+        if self.env.is_none:
+            return [
+                f"offline_steps: env is none, so all updates are offline, got "
+                f"{self.offline_steps}; say how many with --train-steps"
+            ]
+        if not self.replay.load:
+            return [
+                f"offline_steps: {self.offline_steps} updates before the first env step need rows "
+                "from files; name them with --replay.load FILE.npz, or leave the flag out"
+            ]
+        return []
 
     def _gateway_problems(self) -> list[str]:
         if self.gateway_port is None:
