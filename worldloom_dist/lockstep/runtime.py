@@ -58,7 +58,7 @@ from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.replay.direct import DirectReplay
 from worldloom_dist.replay.imports import ImportList, split_sources
-from worldloom_dist.replay.meter import priority_metrics
+from worldloom_dist.replay.meter import drawn_metrics, priority_metrics
 from worldloom_dist.replay.planning import files_to_store
 from worldloom_dist.replay.snapshots import ShardSnapshot
 from worldloom_dist.run.builders import (
@@ -155,7 +155,11 @@ class LocalRuntime:
         ]
         self.replay = DirectReplay(
             shards,
-            ReplayCoordinator(plan.limits, window_positions=plan.spec.sampling.length),
+            ReplayCoordinator(
+                plan.limits,
+                window_positions=plan.spec.sampling.length,
+                share=plan.offline_share,
+            ),
             is_lockstep=True,
         )
         self.learner = build_learner(
@@ -512,6 +516,7 @@ class LocalRuntime:
             self._report.gateway = self.gateway.counts
         self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
         self.hub.emit("replay", 0, priority_metrics(self.replay.drain_prioritised()))
+        self.hub.emit("replay", 0, drawn_metrics(self.replay.drain_drawn()))
         self.hub.emit("learner", 0, self.learner.drain_metrics())
         self.hub.emit(
             "driver",

@@ -19,6 +19,7 @@ from worldloom.algorithms.registry import AgentConfig, make_agent_config
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.files import expanded
+from worldloom.data.offline_share import parse_share
 from worldloom.data.selector_spec import parse_selector
 from worldloom.envs.config import EnvConfig
 
@@ -151,6 +152,8 @@ class ReplayConfig:
     """An acknowledged row is: none, in memory; journal, safe from kill -9; fsync, on disk."""
     held_out: str | None = None
     """Files (A,B) that are never trained on; a run measures its losses on them, too."""
+    offline_share: str | None = None
+    """Share of each batch from the rows of load: 0.5, or 1.0:0.1@20000 (to 20000 env steps)."""
     load: str | None = None
     """Episodes to store first, A,B: FILE.npz, FILE.parquet, minari:NAME, rllib:DIR, lerobot:DIR."""
     band_steps: int | None = None
@@ -395,17 +398,40 @@ class RunConfig:
         return found
 
     def _offline_problems(self) -> list[str]:
+        found = self._share_problems()
         if not self.offline_steps:
-            return []
+            return found
         if self.env.is_none:
             return [
+                *found,
                 f"offline_steps: env is none, so all updates are offline, got "
-                f"{self.offline_steps}; say how many with --train-steps"
+                f"{self.offline_steps}; say how many with --train-steps",
             ]
         if not self.replay.load:
             return [
+                *found,
                 f"offline_steps: {self.offline_steps} updates before the first env step need rows "
-                "from files; name them with --replay.load FILE.npz, or leave the flag out"
+                "from files; name them with --replay.load FILE.npz, or leave the flag out",
+            ]
+        return found
+
+    def _share_problems(self) -> list[str]:
+        text = self.replay.offline_share
+        if text is None:
+            return []
+        try:
+            parse_share(text)
+        except ConfigurationError as error:
+            return [str(error)]
+        if self.env.is_none or not self.replay.load:
+            why = (
+                "env is none, so every row is"
+                if self.env.is_none
+                else "without replay.load none is"
+            )
+            return [
+                f"replay.offline_share: {text} of each batch is to begin at rows from files, and "
+                f"{why} of files; leave the flag out, or name an env and --replay.load FILE.npz"
             ]
         return []
 

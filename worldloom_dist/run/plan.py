@@ -24,6 +24,7 @@ from worldloom.core.memory import memory_total
 from worldloom.core.protocol import AgentSpec
 from worldloom.core.seeds import seed_of
 from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.data.offline_share import OfflineShare, parse_share
 from worldloom.data.rate_limiter import RateLimits
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import probe_env
@@ -144,6 +145,12 @@ class Plan:
     def pull_interval_s(self) -> float:
         """How often acting roles look for newer weights."""
         return 0.0 if self.is_lockstep else self.config.actors.pull_interval_s
+
+    @property
+    def offline_share(self) -> OfflineShare | None:
+        """Which part of every batch begins at rows from files, where that was asked for."""
+        text = self.config.replay.offline_share
+        return None if text is None else parse_share(text, self.env_spec.action_repeat)
 
     def is_pretrained(self, train_steps: int) -> bool:
         """True when enough updates are made for weights that may act: those before the first step,

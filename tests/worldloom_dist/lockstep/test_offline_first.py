@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.worldloom_dist.local_runs import assert_equal_trees, newest_state
+from tests.worldloom_dist.local_runs import assert_equal_trees, newest_state, write_pendulum_rows
 from tests.worldloom_dist.lockstep.test_local import payloads
 from tests.worldloom_dist.small_runs import start
 from worldloom.core.exceptions import ConfigurationError
@@ -33,19 +33,7 @@ def _small_rounds_on_one_thread(monkeypatch):
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Forty episodes of five steps as Pendulum has them."""
-    rng = np.random.default_rng(0)
-    angle = rng.uniform(-3, 3, 200)
-    path = tmp_path_factory.mktemp("rows") / "rows.npz"
-    np.savez(
-        path,
-        obs=np.stack([np.cos(angle), np.sin(angle), angle], axis=1).astype(np.float32),
-        actions=rng.uniform(-1, 1, (200, 1)).astype(np.float32),
-        rewards=-np.abs(angle).astype(np.float32),
-        dones=np.arange(200) % 20 == 19,
-        truncated=np.arange(200) % 20 == 19,
-    )
-    return str(path)
+    return write_pendulum_rows(tmp_path_factory.mktemp("rows") / "rows.npz")
 
 
 def words(rows, offline=30, env_steps=60):
