@@ -108,8 +108,7 @@ class Evaluations:
             and not self._plan.has_all_steps(self._report.counts)
             and self._plan.is_pretrained(self._report.counts.train_steps)
         ):
-            self._is_first_due = False
-            self._begin()
+            self._is_first_due = not self._begin() and self._is_first_due
             self._collect()
 
     def last(self, version: str, stop: StopFlag) -> Mapping[str, Any] | None:
