@@ -7,8 +7,8 @@ and the same file named twice is the same rows. Such rows have no policy, are no
 pass the train ratio by: they are there to be sampled, not to be counted.
 
 What an agent stores beside the env's columns (DreamerV3's latents) no file has. It begins as zeros,
-so a window that starts in the middle of such an episode starts nearly as an episode does, until an
-update has written back what it found there.
+which say that there is none: the agent makes one of the row when a window first starts there, and
+updates write back what they find behind it.
 
 ``imports.json`` in the run folder lists the files of a run; shards look at it while they run.
 """

@@ -383,6 +383,7 @@ class Report:
                 "p99": value.get("policy_lag_updates:p99"),
             },
             "bottleneck": self.bottleneck(),
+            "phase": self.phase(),
             "binding": asdict(self._watch.binding),
             "throughput": self._rates.mean,
         }

@@ -87,6 +87,10 @@ def test_a_stopped_run_says_where_it_is_and_leaves_the_rest_to_the_resumed_one(t
     run = start(tmp_path / "run", *words(rows, 5000))
     run.begin()
     run.turn()
+    run.runtime.look()
+    run.write("running")
+    said = read_view(tmp_path / "run").phase
+    assert said == f"offline {run.runtime.learner.train_steps:,}/5,000 updates"
     run.stop.set("test")
     status, missing = run.finish()
     run.runtime.close()
