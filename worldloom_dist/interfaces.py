@@ -103,7 +103,12 @@ class Coordinator(Listening, Protocol):
     """Admits inserts and samples over all shards."""
 
     async def join(
-        self, shard: int, counters: RowCounters, live_windows: int, session_id: str | None = None
+        self,
+        shard: int,
+        counters: RowCounters,
+        live_windows: int,
+        session_id: str | None = None,
+        file_windows: int = 0,
     ) -> None:
         """A shard started (with a session, if it is a new one); its counters replace what was
         counted for it.
@@ -112,7 +117,9 @@ class Coordinator(Listening, Protocol):
     async def last_counters(self, shard: int) -> RowCounters | None:
         """What a shard reported last, or its predecessor: what it must have, or declare lost."""
 
-    async def report(self, shard: int, counters: RowCounters, live_windows: int) -> None:
+    async def report(
+        self, shard: int, counters: RowCounters, live_windows: int, file_windows: int = 0
+    ) -> None:
         """A shard's regular report."""
 
     async def admit(self, question: InsertQuestion) -> int:

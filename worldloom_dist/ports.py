@@ -109,10 +109,12 @@ class SampleRequest:
         windows: How many.
         seed: Entropy of the draws: equal seeds on equal content give equal windows, so no one has
             to save a generator.
+        files: Those of the windows that begin at rows from files; None leaves that to chance.
     """
 
     windows: int
     seed: tuple[int, ...]
+    files: int | None = None
 
 
 class MirrorPlace(NamedTuple):

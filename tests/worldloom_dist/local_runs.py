@@ -60,3 +60,19 @@ def assert_equal_trees(one, two) -> None:
             assert np.array_equal(value, two[name], equal_nan=value.dtype.kind == "f"), name
         else:
             assert value == two[name], name
+
+
+def write_pendulum_rows(path) -> str:
+    """Ten episodes of twenty steps in the spaces of Pendulum, drawn at random."""
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(-3, 3, 200)
+    ends = np.arange(200) % 20 == 19
+    np.savez(
+        path,
+        obs=np.stack([np.cos(angle), np.sin(angle), angle], axis=1).astype(np.float32),
+        actions=rng.uniform(-1, 1, (200, 1)).astype(np.float32),
+        rewards=-np.abs(angle).astype(np.float32),
+        dones=ends,
+        truncated=ends,
+    )
+    return str(path)

@@ -1,7 +1,8 @@
 """The train ratio as a two-sided limit, in the only units that count: agent steps inserted and
 positions trained.
 
-    debt(I) = train_ratio * max(0, I - prefill) + pretraining * (I >= prefill) - S - forgiven
+    debt(I) = train_ratio * max(0, I - prefill) + pretraining * (I >= prefill)
+              - max(0, S - offline) - forgiven
 
 I: agent steps inserted. M: steps made, those inserted and those that workers have in hand
 (permitted to them, or in a chunk that is not stored yet). S: positions sampled for training. debt:
@@ -11,7 +12,9 @@ positions owed to training, negative when training is ahead.
     may sample P positions when I >= prefill, and debt(I) - P is at least ``-slack_sample``
 
 So a step counts for its worker when it is permitted, before it is made, and for training when it is
-stored: neither side runs ahead of what there is. Invariants, for permits of at most c steps and
+stored: neither side runs ahead of what there is. Updates on data from files may come before the
+first step (offline, in positions): until they are made, samples are admitted whatever the ratio
+says and steps are not, and nothing is owed for them. Invariants, for permits of at most c steps and
 samples of at most P positions, while no learner falls back:
 
 * once the prefill is complete, ``-slack_sample <= debt(I) <= debt(M) <= max(slack_insert,
@@ -54,6 +57,7 @@ class RateLimits:
             what is needed.
         lead_share: Part of the band in which training may be ahead; 0 means never ahead, as
             lock-step needs it.
+        offline_updates: Updates on data from files before the first step; not owed.
 
     Raises:
         ConfigurationError: If a value is out of range, or the band is so narrow that both sides
@@ -67,20 +71,21 @@ class RateLimits:
     max_insert_steps: int = 64
     band_agent_steps: int | None = None
     lead_share: float = 0.5
+    offline_updates: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.train_ratio < float("inf"):
             raise ConfigurationError(
                 f"train_ratio must be a finite number > 0, got {self.train_ratio}"
             )
-        small = min(self.prefill_agent_steps, self.pretrain_updates)
+        small = min(self.prefill_agent_steps, self.pretrain_updates, self.offline_updates)
         if (
             small < 0
             or min(self.batch_positions, self.max_insert_steps) < 1
             or not 0 <= self.lead_share <= 1
         ):
             raise ConfigurationError(
-                "rate limits need prefill_agent_steps and pretrain_updates >= 0, "
+                "rate limits need prefill_agent_steps, pretrain_updates and offline_updates >= 0, "
                 "batch_positions and max_insert_steps >= 1, "
                 f"lead_share in [0, 1]; got {self}"
             )
@@ -129,6 +134,16 @@ class RateLimits:
         """Positions owed at once when the prefill is complete."""
         return self.pretrain_updates * self.batch_positions
 
+    @property
+    def offline_positions(self) -> int:
+        """Positions sampled before the first step."""
+        return self.offline_updates * self.batch_positions
+
+    @property
+    def unowed_positions(self) -> int:
+        """Positions that no step beyond the prefill owes."""
+        return self.offline_positions + self.pretrain_positions
+
 
 class RateLimiter:
     """Counts both sides and says who may proceed; see the module for formula and invariants. Holds
@@ -159,11 +174,17 @@ class RateLimiter:
         self._ratio = limits.ratio
         self._slack_insert = limits.slack_insert
         self._slack_sample = limits.slack_sample
+        self._offline = limits.offline_positions
 
     @property
     def debt(self) -> Fraction:
         """Positions owed to training now, exact; meaningful once the prefill is complete."""
         return self._debt(self.agent_steps)
+
+    @property
+    def is_offline(self) -> bool:
+        """True while updates on data from files come before the first step."""
+        return self.positions < self._offline
 
     @property
     def is_prefilled(self) -> bool:
@@ -178,20 +199,24 @@ class RateLimiter:
     def may_insert(self, agent_steps: int) -> bool:
         """True when ``agent_steps`` more may be made, or inserted, now."""
         made = self.steps_made
-        return (
+        return not self.is_offline and (
             made < self.limits.prefill_agent_steps
             or self._debt(made + agent_steps) <= self._slack_insert
         )
 
     def room(self) -> int:
         """The most agent steps that may be made now; 0 when none may."""
+        if self.is_offline:
+            return 0
         missing = self.limits.prefill_agent_steps - self.steps_made
-        allowed = self._slack_insert + self.positions + self.forgiven
+        allowed = self._slack_insert + self._counted + self.forgiven
         allowed -= self.limits.pretrain_positions
         return max(0, missing, missing + math.floor(allowed / self._ratio))
 
     def may_sample(self, positions: int) -> bool:
         """True when ``positions`` positions may be sampled now."""
+        if self.is_offline:
+            return True
         return self.is_prefilled and self._debt(self.agent_steps) - positions >= -self._slack_sample
 
     def insert_waits_for(self, agent_steps: int) -> int:
@@ -200,6 +225,8 @@ class RateLimiter:
         """
         if self.may_insert(agent_steps):
             return 0
+        if self.is_offline:
+            return self._offline - self.positions
         return math.ceil(self._debt(self.steps_made + agent_steps) - self._slack_insert)
 
     def sample_waits_for(self, positions: int) -> int:
@@ -214,12 +241,12 @@ class RateLimiter:
 
     @property
     def actual_ratio(self) -> float:
-        """Trained positions per agent step so far, prefill and pretraining left out; NaN
-        before the prefill is complete.
+        """Trained positions per agent step so far, prefill, pretraining and offline updates left
+        out; NaN before the prefill is complete.
         """
         beyond = self.agent_steps - self.limits.prefill_agent_steps
         return (
-            (self.positions - min(self.positions, self.limits.pretrain_positions)) / beyond
+            (self.positions - min(self.positions, self.limits.unowed_positions)) / beyond
             if beyond > 0
             else math.nan
         )
@@ -238,7 +265,8 @@ class RateLimiter:
         """Updates that should have happened, over the whole run, by the time ``agent_steps`` steps
         are inserted.
         """
-        return max(0, int((self._owed(agent_steps) - self.forgiven) // self.limits.batch_positions))
+        owed = (self._owed(agent_steps) - self.forgiven) // self.limits.batch_positions
+        return self.limits.offline_updates + max(0, int(owed))
 
     def rebase(self, agent_steps: int, positions: int) -> None:
         """Take over the counts of a run that goes on. What was forgiven before stays so, and
@@ -253,7 +281,7 @@ class RateLimiter:
         """
         debt = self._debt(self.agent_steps)
         highest = self._slack_insert
-        unpaid = self.limits.pretrain_positions - self.positions
+        unpaid = self.limits.pretrain_positions - self._counted
         if self.is_prefilled and unpaid > 0:
             highest = max(highest, unpaid + self._ratio * self.limits.max_insert_steps)
         self.forgiven += debt - min(max(debt, -self._slack_sample), highest)
@@ -278,5 +306,10 @@ class RateLimiter:
         beyond = agent_steps - self.limits.prefill_agent_steps
         return Fraction(0) if beyond < 0 else self._ratio * beyond + self.limits.pretrain_positions
 
+    @property
+    def _counted(self) -> int:
+        """Positions sampled behind the offline updates."""
+        return max(0, self.positions - self._offline)
+
     def _debt(self, agent_steps: int) -> Fraction:
-        return self._owed(agent_steps) - self.positions - self.forgiven
+        return self._owed(agent_steps) - self._counted - self.forgiven

@@ -35,7 +35,7 @@ KINDS: dict[str, Callable[[int, float], Selector]] = {
 DEFAULTS = {"source": 0.0, "uniform": 0.0, "prioritised": 0.6, "recency": 1.0}
 """Parameter of each kind: none, the exponent of arXiv:1511.05952v4, and 1 / age."""
 ALLOWED = {
-    "source": Bounds(1, 4),
+    "source": Bounds(1, len(SOURCES)),
     "uniform": Bounds(0, 0),
     "prioritised": Bounds(0, 4),
     "recency": Bounds(0, 100),

@@ -20,6 +20,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import NOT_NEGATIVE, checked
 
 __all__ = [
+    "FILE",
     "POLICY",
     "SOURCES",
     "Draws",
@@ -38,8 +39,9 @@ Weights = npt.NDArray[np.float64]
 Draws = Sequence[tuple[int, np.random.Generator]]
 """How many, and with which generator, one or several times; all of them are looked up together."""
 FANOUT = 64
-SOURCES = {"policy": 1, "human": 2, "safety": 3, "script": 4}
-"""Who chose the action of a row."""
+SOURCES = {"policy": 1, "human": 2, "safety": 3, "script": 4, "file": 5}
+"""Who chose the action of a row; ``file``: whoever recorded it, elsewhere."""
+FILE = SOURCES["file"]
 POLICY = 1
 """:data:`SOURCES` of rows of which nothing else is said."""
 

@@ -37,7 +37,7 @@ from worldloom.data.chunk_runs import ChunkRun
 from worldloom.data.chunk_table import ChunkTable, ColdStore
 from worldloom.data.codec import EncodedColumn
 from worldloom.data.rings import encoded_columns, make_rings
-from worldloom.data.selectors import POLICY, Draws, Selector
+from worldloom.data.selectors import FILE, POLICY, Draws, Selector
 from worldloom.data.stream_tails import NO_ROW, StreamPosition, StreamTails, Tail
 from worldloom.data.window_starts import WindowStarts
 from worldloom.data.windows import EncodedWindows, SampledWindows
@@ -205,7 +205,8 @@ class SequenceBuffer:
             version: Policy update number that acted them.
             inserted_s: ``time.time()`` of the insertion.
             place: Where ``cold`` finds the chunk; one without a place stays in memory.
-            sources: Who chose the actions (``selectors.SOURCES``); None for the policy.
+            sources: Who chose the actions (``selectors.SOURCES``); None for the policy, or the
+                file that the stream came from.
 
         Returns:
             Rows evicted to make room.
@@ -229,9 +230,8 @@ class SequenceBuffer:
             ring[slots] = plain[name]
         tail, cut_off = self._tails.open(stream, seq)
         self._close_episode(cut_off)
-        self.starts.note_sources(
-            slots, np.asarray(POLICY if sources is None else sources, np.uint8)
-        )
+        own = FILE if stream.is_imported else POLICY
+        self.starts.note_sources(slots, np.asarray(own if sources is None else sources, np.uint8))
         self._link(tail, ids, slots, first_flags)
         self._record(ids, slots, version, inserted_s, encoded, place)
         self._next_row += len(ids)
@@ -246,7 +246,7 @@ class SequenceBuffer:
 
     def append_run(self, run: ChunkRun) -> int:
         """As :meth:`append` for one chunk after the other, each the next of its stream, and all
-        acted by the policy.
+        acted by the policy or of files.
 
         Args:
             run: Of no more rows than the capacity.
@@ -296,11 +296,16 @@ class SequenceBuffer:
         """
         return self.draw([(windows, rng)]).decode()
 
-    def draw(self, draws: Draws) -> EncodedWindows:
+    def draw(self, draws: Draws, files: Sequence[int] | None = None) -> EncodedWindows:
         """As :meth:`sample` several times in one, one after the other, with the decoding of encoded
         columns left to do.
 
         A lock that guards the buffer need not be held for the decoding.
+
+        Args:
+            draws: How many windows, and with which generators.
+            files: How many of each draw begin at rows from files, where the selector keeps them
+                apart; None leaves that to the selector.
         """
         if not self.starts.count:
             kind = "across episodes" if self.sampling.cross_episodes else "inside one episode"
@@ -309,7 +314,12 @@ class SequenceBuffer:
                 f"consecutive ones of one stream {kind}; "
                 "insert more rows or sample shorter windows"
             )
-        starts = self.starts.draw(draws, self._first_row, online=self.sampling.online)
+        online = self.sampling.online
+        starts = (
+            self.starts.draw(draws, self._first_row, online=online)
+            if files is None
+            else self.starts.draw_apart(draws, files, self._first_row, online=online)
+        )
         return self._gather(starts, self.sampling.window_rows)
 
     def windows_at(self, starts: Ids, rows: int) -> EncodedWindows:
@@ -482,7 +492,9 @@ class SequenceBuffer:
             at = stop
             done += chunks
         ids = np.arange(self._next_row, at)
-        self.starts.note_sources(ids % self.capacity_rows, np.asarray(POLICY, np.uint8))
+        sources = [FILE if chunk.stream.is_imported else POLICY for chunk in run.chunks]
+        of_rows = np.repeat(np.array(sources, np.uint8), lengths)
+        self.starts.note_sources(ids % self.capacity_rows, of_rows)
         return np.concatenate(is_first)
 
     def _slots(self, first: int, stop: int) -> slice | Ids:
@@ -508,7 +520,7 @@ class SequenceBuffer:
         """Let windows that are complete now be drawn."""
         self.starts.add(starts[(starts >= self._first_row) & (places % self.sampling.stride == 0)])
         if self.sampling.online:
-            self.starts.online.put(starts[places % self.sampling.window_rows == 0])
+            self.starts.queue(starts[places % self.sampling.window_rows == 0])
 
     def _evict_to(self, first_row: int) -> None:
         """Forget every row below ``first_row``."""

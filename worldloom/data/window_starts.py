@@ -8,9 +8,12 @@ of the selector that have priorities.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
+from worldloom.data.files_apart import FilesApart
 from worldloom.data.selectors import Draws, OnlineQueue, Selector, Uniform
 
 __all__ = ["WindowStarts"]
@@ -28,6 +31,7 @@ class WindowStarts:
     Attributes:
         count: Valid starts.
         online: New windows that no one has seen.
+        drawn: Windows ever drawn by :meth:`draw_apart`: from the run, and from files.
     """
 
     def __init__(self, capacity_rows: int, selector: Selector | None) -> None:
@@ -36,6 +40,18 @@ class WindowStarts:
         self._is_start = np.zeros(capacity_rows, bool)
         self.count = 0
         self.online = OnlineQueue()
+        self.drawn = (0, 0)
+
+    @property
+    def file_count(self) -> int:
+        """Those of :attr:`count` that begin at rows from files; 0 where they are not kept apart."""
+        return self.selector.num_files if isinstance(self.selector, FilesApart) else 0
+
+    def queue(self, starts: Ids) -> None:
+        """New windows, to be served once each; where files are kept apart, those of the run."""
+        if isinstance(self.selector, FilesApart):
+            starts = starts[~self.selector.is_file(starts % self._capacity)]
+        self.online.put(starts)
 
     def note_sources(self, slots: Ids, sources: npt.NDArray[np.uint8]) -> None:
         """Who chose the actions of the rows that are stored at these slots now."""
@@ -62,12 +78,27 @@ class WindowStarts:
         the selector decides.
         """
         if not online:
-            return self._select(draws, first_row)
-        parts = []
-        for windows, rng in draws:
-            parts.append(self.online.pop(windows, first_row))
-            if len(parts[-1]) < windows:
-                parts.append(self._select([(windows - len(parts[-1]), rng)], first_row))
+            return self._select(self.selector, draws, first_row)
+        return self._newest_first(self.selector, draws, first_row)
+
+    def draw_apart(
+        self, draws: Draws, files: Sequence[int], first_row: int, *, online: bool
+    ) -> Ids:
+        """As :meth:`draw`, with a fixed number of each draw from files, and the others from the
+        run; where one of the two has none, the other gives all.
+        """
+        assert isinstance(self.selector, FilesApart)
+        apart = self.selector
+        parts = [np.empty(0, np.int64)]
+        for (windows, rng), wanted in zip(draws, files, strict=True):
+            from_files = apart.possible(windows, wanted)
+            own = windows - from_files
+            if from_files:
+                parts.append(self._select(apart.files, [(from_files, rng)], first_row))
+            if own:
+                select = self._newest_first if online else self._select
+                parts.append(select(apart.others, [(own, rng)], first_row))
+            self.drawn = (self.drawn[0] + own, self.drawn[1] + from_files)
         return np.concatenate(parts)
 
     def update_priorities(
@@ -112,9 +143,17 @@ class WindowStarts:
     def _parts(self) -> int:
         return len(self.selector.export_weights(np.empty(0, np.int64)))
 
-    def _select(self, draws: Draws, first_row: int) -> Ids:
+    def _newest_first(self, selector: Selector, draws: Draws, first_row: int) -> Ids:
+        parts = []
+        for windows, rng in draws:
+            parts.append(self.online.pop(windows, first_row))
+            if len(parts[-1]) < windows:
+                parts.append(self._select(selector, [(windows - len(parts[-1]), rng)], first_row))
+        return np.concatenate(parts)
+
+    def _select(self, selector: Selector, draws: Draws, first_row: int) -> Ids:
         origin = first_row % self._capacity
-        starts: Ids = first_row + (self.selector.sample(draws, origin) - origin) % self._capacity
+        starts: Ids = first_row + (selector.sample(draws, origin) - origin) % self._capacity
         return starts
 
     def _alive(self, starts: Ids, stored: range) -> npt.NDArray[np.bool_]:

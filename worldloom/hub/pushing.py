@@ -327,8 +327,9 @@ def _portable(line: str) -> str:
 
 
 def _file_names(sources: str) -> str:
-    """``/data/a.npz,rllib:/data/b`` -> ``a.npz,rllib:b``."""
-    return re.sub(r"[^,:]*/", "", sources)
+    """``/data/a.npz,lerobot:/data/b?obs/eye=c`` -> ``a.npz,lerobot:b?obs/eye=c``."""
+    names = (source.partition("?") for source in sources.split(","))
+    return ",".join(re.sub(r"[^:]*/", "", path) + mark + query for path, mark, query in names)
 
 
 def _text(path: Path) -> str:

@@ -1,6 +1,7 @@
 """All roles of a run in one process, in lock-step: the same classes as on Ray, in a fixed order, so
 that a seed fixes everything.
 
+    first:     the updates of ``--offline-steps``, on rows from files
     for ever:  every worker makes one decision per env  ->  chunks that closed are stored
                ->  every update that is now due is made  ->  new weights are published
 
@@ -57,7 +58,7 @@ from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.replay.direct import DirectReplay
 from worldloom_dist.replay.imports import ImportList, split_sources
-from worldloom_dist.replay.meter import priority_metrics
+from worldloom_dist.replay.meter import drawn_metrics, priority_metrics
 from worldloom_dist.replay.planning import files_to_store
 from worldloom_dist.replay.snapshots import ShardSnapshot
 from worldloom_dist.run.builders import (
@@ -85,7 +86,7 @@ logger = logging.getLogger(__name__)
 SAY_EVERY_STEPS = 500
 LAST_REPORT_S = 10.0
 OFFLINE_UPDATES_PER_ROUND = 100
-"""Without an env a round is this number of updates."""
+"""While nothing acts a round is this number of updates."""
 TRAIN_FOR_S = 5.0
 """A round that owes many updates returns to the run loop in between."""
 WAIT_FOR_CLIENTS_S = 0.02
@@ -154,7 +155,11 @@ class LocalRuntime:
         ]
         self.replay = DirectReplay(
             shards,
-            ReplayCoordinator(plan.limits, window_positions=plan.spec.sampling.length),
+            ReplayCoordinator(
+                plan.limits,
+                window_positions=plan.spec.sampling.length,
+                share=plan.offline_share,
+            ),
             is_lockstep=True,
         )
         self.learner = build_learner(
@@ -177,6 +182,7 @@ class LocalRuntime:
         self._process = ProcessMeter()
         self._reported = report.counts
         self._checkpoint_at = 0
+        self._saved_updates = 0
         self._newest: tuple[int, Path] | None = None
         self._memory = MemoryWatch(None, 1, share=MEMORY_SHARE)
         self._memory_due = Interval(LOOK_EVERY_S)
@@ -202,7 +208,7 @@ class LocalRuntime:
                 self.gateway.store()
             self._act()
         most = None
-        if self._plan.is_offline:
+        if self._trains_offline:
             most = self._round_began_at + OFFLINE_UPDATES_PER_ROUND - self.learner.train_steps
         if not self.train_due(most, time.monotonic() + TRAIN_FOR_S):
             return False
@@ -319,6 +325,11 @@ class LocalRuntime:
         return self._plan.is_pretrained(self.learner.train_steps)
 
     @property
+    def _trains_offline(self) -> bool:
+        """True while updates are made on data from files alone, and nothing acts."""
+        return self._plan.is_offline or self.replay.coordinator.limiter.is_offline
+
+    @property
     def num_windows(self) -> int | None:
         """Windows that replay has to sample from: here whether there are any."""
         return int(self.replay.has_windows)
@@ -362,7 +373,7 @@ class LocalRuntime:
             logger.info("goes on from %s%s", found[0].name, what if left_out or lost else "")
         for source in files:
             self._load(source)
-        if self._plan.is_offline and not self.replay.has_windows:
+        if self._trains_offline and not self.replay.has_windows:
             raise BufferError(
                 "replay.load: the files hold no "
                 f"{self._plan.spec.sampling.window_rows} consecutive rows, which one "
@@ -373,6 +384,7 @@ class LocalRuntime:
         if found is not None:  # what was counted beyond the checkpoint is rolled back
             self._reported = self._report.counts
         self._checkpoint_at = self._report.progress
+        self._saved_updates = self.learner.train_steps
         self._is_whole = True
         if self._plan.config.gateway_port is not None:
             self.gateway = LocalGateway(self._plan, self._folder, self.weights, self.replay)
@@ -393,7 +405,8 @@ class LocalRuntime:
         """
         limiter = self.replay.coordinator.limiter
         limiter.load(tree["limiter"])
-        if tree.get("limits", asdict(self._plan.limits)) != asdict(self._plan.limits):
+        now = asdict(self._plan.limits)
+        if now | tree.get("limits", {}) != now:
             limiter.clamp_debt()
 
     @property
@@ -417,9 +430,10 @@ class LocalRuntime:
         rest of it to the resumed run.
         """
         states = self.workers.states()
-        self.train_due(0 if self._plan.is_offline else None)
+        self.train_due(0 if self._trains_offline else None)
         self.look()
         self._checkpoint_at = self._report.progress
+        self._saved_updates = self.learner.train_steps
         self._report.counts.counters.check()
         tree = {
             "learner": self.learner.state_dict(),
@@ -459,7 +473,10 @@ class LocalRuntime:
         steps = self._report.progress
         if self.prediction_videos.is_due(steps):
             self.learner.report(self.prediction_videos, steps)
-        if steps - self._checkpoint_at >= self._plan.config.learner.checkpoint_every_steps:
+        made = steps - self._checkpoint_at
+        if self.replay.coordinator.limiter.is_offline:
+            made = self.learner.train_steps - self._saved_updates
+        if made >= self._plan.config.learner.checkpoint_every_steps:
             self.checkpoint()
 
     def end(self) -> None:
@@ -501,6 +518,7 @@ class LocalRuntime:
             self._report.gateway = self.gateway.counts
         self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
         self.hub.emit("replay", 0, priority_metrics(self.replay.drain_prioritised()))
+        self.hub.emit("replay", 0, drawn_metrics(self.replay.drain_drawn()))
         self.hub.emit("learner", 0, self.learner.drain_metrics())
         self.hub.emit(
             "driver",

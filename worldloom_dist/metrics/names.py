@@ -310,6 +310,12 @@ METRICS: dict[str, MetricInfo] = {
         "applied = sent",
         "applied stays behind: sampling is uniform in effect",
     ),
+    "replay_sampled_windows_total": _counter(
+        "Windows drawn with replay.offline_share, by source: of the run's own rows, or of rows "
+        "from a file.",
+        "file / all = the share asked for",
+        "file stands still: the loaded rows were evicted",
+    ),
     "replay_ratio_target": _gauge(
         "Trained positions per agent step that were asked for.", "constant"
     ),

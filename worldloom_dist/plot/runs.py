@@ -39,13 +39,21 @@ MAKES_AN_EXPERIMENT = (
     "init_from",
     "learners",
     "eval_max_steps",
+    "offline_steps",
 )
 """Settings that make two runs of one agent two experiments, with those of
 :data:`REPLAY_MAKES_AN_EXPERIMENT` and :data:`LEARNER_MAKES_AN_EXPERIMENT`, and whether clients of a
 gateway play; others, as where a run is written or how often it is evaluated, do not.
 """
 LEARNER_MAKES_AN_EXPERIMENT = ("tf32", "weights_dtype")
-REPLAY_MAKES_AN_EXPERIMENT = ("capacity_gb", "capacity_steps", "load", "selector", "stride")
+REPLAY_MAKES_AN_EXPERIMENT = (
+    "capacity_gb",
+    "capacity_steps",
+    "load",
+    "offline_share",
+    "selector",
+    "stride",
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -134,8 +134,9 @@ def export_file(run_dir: Path, target: str) -> int:
                 counts[0], counts[1] = counts[0] + 1, counts[1] + len(rows["is_first"])
                 yield {name: rows[name] for name in env.columns()}
 
-    write_episode_file(target, env, episodes())
+    notes = write_episode_file(target, env, episodes())
     sys.stdout.write(f"wrote {counts[1]} rows of {counts[0]} episodes to {target}\n")
+    sys.stdout.write("".join(f"{note}\n" for note in notes))
     if history.fragment_rows:
         sys.stdout.write(
             f"{history.fragment_rows} rows were left out, because the beginning of "

@@ -26,8 +26,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from worldloom.core.sequence import StreamId
+from worldloom.data.offline_share import OfflineShare
 from worldloom.data.rate_limiter import RateLimiter, RateLimits
 from worldloom_dist.ports import RowCounters, SampleRequest, StepQuestion
 from worldloom_dist.replay.step_permits import StepPermits
@@ -37,12 +39,13 @@ __all__ = ["ReplayCoordinator", "shard_of"]
 
 @dataclass(slots=True)
 class _Account:
-    """What the coordinator knows of one shard: steps counted for it, windows it can serve now, and
-    whether it is there.
+    """What the coordinator knows of one shard: steps counted for it, windows it can serve now and
+    those of them that are of files, and whether it is there.
     """
 
     agent_steps: int = 0
     windows: int = 0
+    files: int = 0
     is_live: bool = True
 
 
@@ -73,6 +76,7 @@ class ReplayCoordinator:
     Args:
         limits: The train ratio, its band and the prefill.
         window_positions: Trained positions of one window (``SamplingSpec.length``).
+        share: Which part of every batch begins at rows from files; None leaves that to chance.
         clock: Seconds, monotonic; only for the blocked times.
     """
 
@@ -81,11 +85,13 @@ class ReplayCoordinator:
         limits: RateLimits,
         *,
         window_positions: int,
+        share: OfflineShare | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limiter = RateLimiter(limits)
         self.permits = StepPermits(self.limiter)
         self.window_positions = window_positions
+        self._share = share
         self._clock = clock
         self._shards: dict[int, _Account] = {}
         self._insert_blocked = _Blocked()
@@ -124,12 +130,13 @@ class ReplayCoordinator:
         """
         self._shards[shard].is_live = False
 
-    def report(self, shard: int, live_windows: int) -> None:
-        """A shard says what it can serve. One that had been left out too early is back, with what
-        was permitted to it.
+    def report(self, shard: int, live_windows: int, file_windows: int = 0) -> None:
+        """A shard says what it can serve, and what of that is of files. One that had been left out
+        too early is back, with what was permitted to it.
         """
         account = self._shards[shard]
         account.windows = live_windows
+        account.files = file_windows
         account.is_live = True
 
     def rebuild(self, shards: Mapping[int, tuple[RowCounters, int]], positions: int) -> None:
@@ -141,8 +148,11 @@ class ReplayCoordinator:
 
     def try_make(self, question: StepQuestion, target: int) -> int:
         """Agent steps that a worker may make next, 0 when it has to wait; see
-        :meth:`StepPermits.ask`. The train ratio does not bind while nothing can be sampled.
+        :meth:`StepPermits.ask`. The train ratio does not bind while nothing can be sampled; before
+        the offline updates are made no step is permitted.
         """
+        if self.limiter.is_offline:
+            return 0
         is_bound = self._live_windows() > 0
         steps = self.permits.ask(question, target=target, is_bound=is_bound)
         if steps:
@@ -156,6 +166,8 @@ class ReplayCoordinator:
         those that are made and not stored (lock-step in one process).
         """
         self.limiter.steps_in_hand = in_hand
+        if self.limiter.is_offline:
+            return False
         at_most = min(agent_steps, self.limiter.limits.max_insert_steps)
         return not (in_hand and self._live_windows()) or self.limiter.may_insert(at_most)
 
@@ -169,9 +181,11 @@ class ReplayCoordinator:
 
         Granted without a look at the ratio: a chunk without steps (reset rows only), and everything
         while no window is complete in any live shard, for then nothing can be sampled and both
-        sides would wait for ever; what is owed by then is trained later.
+        sides would wait for ever; what is owed by then is trained later. Steps never come before
+        the offline updates.
         """
-        if agent_steps and self._live_windows() and not self.limiter.may_insert(agent_steps):
+        is_bound = self._live_windows() > 0 or self.limiter.is_offline
+        if agent_steps and is_bound and not self.limiter.may_insert(agent_steps):
             self._insert_blocked.refused(self._clock())
             return False
         self._insert_blocked.permitted(self._clock())
@@ -213,6 +227,8 @@ class ReplayCoordinator:
         self._sample_blocked.permitted(self._clock())
         self.limiter.sampled(positions)
         rng = np.random.default_rng(list(request.seed))
+        if self._share is not None:
+            return self._split_by_share(request, self._share, rng)
         counts = rng.multinomial(request.windows, np.array(list(weights.values())) / total)
         # A seed is padded with zeros, so (..., 0) would repeat the stream that made the split:
         # shards count from 1 here.
@@ -220,6 +236,28 @@ class ReplayCoordinator:
             index: SampleRequest(int(count), (*request.seed, index + 1))
             for index, count in zip(weights, counts, strict=True)
             if count
+        }
+
+    def _split_by_share(
+        self, request: SampleRequest, share: OfflineShare, rng: np.random.Generator
+    ) -> dict[int, SampleRequest]:
+        """As :meth:`try_sample`, for the windows of files and for those of the run by themselves;
+        where there are none of one kind, the other gives all.
+        """
+        live = self.live_shards
+        files = np.array([self._shards[index].files for index in live], float)
+        own = np.array([self._shards[index].windows for index in live], float) - files
+        wanted = share.windows(request.windows, self.limiter.agent_steps, rng)
+        if not own.sum():
+            wanted = request.windows
+        if not files.sum():
+            wanted = 0
+        of_files = _dealt(wanted, files, rng)
+        of_run = _dealt(request.windows - wanted, own, rng)
+        return {
+            index: SampleRequest(int(run + file), (*request.seed, index + 1), int(file))
+            for index, run, file in zip(live, of_run, of_files, strict=True)
+            if run + file
         }
 
     def try_samples(self, requests: Sequence[SampleRequest]) -> list[dict[int, SampleRequest]]:
@@ -242,6 +280,15 @@ class ReplayCoordinator:
     def _count(self, shard: int, agent_steps: int) -> None:
         self._shards[shard].agent_steps += agent_steps
         self.limiter.inserted(agent_steps)
+
+
+def _dealt(
+    windows: int, weights: npt.NDArray[np.float64], rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Windows per shard, each drawn in proportion to the shards' weights."""
+    if not windows:
+        return np.zeros(len(weights), np.int64)
+    return rng.multinomial(windows, weights / weights.sum())
 
 
 def shard_of(stream: StreamId, num_shards: int) -> int:

@@ -102,7 +102,7 @@ class DirectReplay:
             with self._changed:
                 if not is_new:
                     self.coordinator.give_back(index, count)
-                self.coordinator.report(index, shard.live_windows())
+                self.coordinator.report(index, shard.live_windows(), shard.live_file_windows())
                 self._changed.notify_all()
 
     def sample(self, request: SampleRequest) -> SampledWindows:
@@ -159,6 +159,13 @@ class DirectReplay:
         self._prioritised = WriteBack()
         return fresh
 
+    def drain_drawn(self) -> tuple[int, int]:
+        """Windows drawn since the last call from the run and from files, where they are kept
+        apart.
+        """
+        found = [shard.take_drawn() for shard in self.shards]
+        return sum(run for run, _ in found), sum(files for _, files in found)
+
     def load(self, source: str) -> ImportReport:
         """Store the episodes of a file; they pass the train ratio by, and those that are known
         already are skipped.
@@ -195,6 +202,7 @@ class DirectReplay:
     def _join_all(self) -> None:
         for index, shard in enumerate(self.shards):
             self.coordinator.join(index, shard.row_counters(), shard.live_windows())
+            self.coordinator.report(index, shard.live_windows(), shard.live_file_windows())
 
     def _wait(self, attempt: Callable[[], T | None], side: str, problem: Callable[[], str]) -> T:
         """Try until permitted; each change on the other side wakes us."""

@@ -7,8 +7,8 @@ and the same file named twice is the same rows. Such rows have no policy, are no
 pass the train ratio by: they are there to be sampled, not to be counted.
 
 What an agent stores beside the env's columns (DreamerV3's latents) no file has. It begins as zeros,
-so a window that starts in the middle of such an episode starts nearly as an episode does, until an
-update has written back what it found there.
+which say that there is none: the agent makes one of the row when a window first starts there, and
+updates write back what they find behind it.
 
 ``imports.json`` in the run folder lists the files of a run; shards look at it while they run.
 """
@@ -30,7 +30,11 @@ from worldloom.core.json_text import read_object
 from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import encode_rows
-from worldloom_dist.replay.formats.episode_files import open_episodes, source_files
+from worldloom_dist.replay.formats.episode_files import (
+    columns_of_name,
+    open_episodes,
+    source_files,
+)
 from worldloom_dist.replay.formats.episode_rows import fit_rows
 from worldloom_dist.replay.shard import ReplayShard
 
@@ -181,8 +185,7 @@ def _checked(source: str, shard_columns: Mapping[str, ArraySpec]) -> Iterator[Ro
     }
     if has != wanted:
         raise CheckpointError(
-            f"{source}: holds {sorted(has)} and the run stores {sorted(wanted)}; name "
-            "a file of the same env"
+            f"{source}: holds {sorted(has)} and the run stores {sorted(wanted)}; {opened.choose}"
         )
     first = next(opened.episodes, None)
     if first is None:
@@ -199,9 +202,9 @@ def is_gone(source: str) -> bool:
 
 
 def fingerprint(source: str) -> int:
-    """A positive number made of a file's bytes."""
+    """A positive number made of a file's bytes, and of what its name says of its columns."""
     paths = source_files(source)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(columns_of_name(source).encode())
     for path in paths:
         try:
             with path.open("rb") as file:

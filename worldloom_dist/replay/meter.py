@@ -13,7 +13,7 @@ from worldloom.core.metrics import HistogramBuilder, Last, MetricMap, Sum
 from worldloom_dist.metrics.names import BUCKETS_S, LAG_BUCKETS
 from worldloom_dist.ports import WriteBack
 
-__all__ = ["ShardMeter", "priority_metrics"]
+__all__ = ["ShardMeter", "drawn_metrics", "priority_metrics"]
 
 OPERATIONS = ("insert", "sample", "update_latents")
 
@@ -69,13 +69,14 @@ class ShardMeter:
         """Training gave windows new priorities."""
         self._prioritised = self._prioritised.plus(done)
 
-    def drain(self, memory_bytes: int, arriving: int) -> MetricMap:
+    def drain(self, memory_bytes: int, arriving: int, drawn: tuple[int, int] = (0, 0)) -> MetricMap:
         """What happened since the last call, and what is stored now.
 
         Args:
             memory_bytes: What the shard's rows take of memory; rows that are read from disk are
                 none of it.
             arriving: Chunks that wait for admission.
+            drawn: Windows drawn from the run and from files, see ``ReplayShard.take_drawn``.
         """
         values: MetricMap = {
             f"replay_op_seconds{{op={name}}}": tally.take() for name, tally in self._times.items()
@@ -90,6 +91,7 @@ class ShardMeter:
             "queue_items{queue=trajectories}": Last(arriving),
             **self._refreshed.to_metrics(),
             **priority_metrics(self._prioritised),
+            **drawn_metrics(drawn),
         }
         self._positions = self._bytes_in = self._bytes_out = 0
         self._refreshed = WriteBack()
@@ -106,6 +108,16 @@ def priority_metrics(done: WriteBack) -> MetricMap:
         f"{name}{{outcome=applied}}": Sum(done.applied),
         f"{name}{{outcome=evicted}}": Sum(done.rejected),
     }
+
+
+def drawn_metrics(drawn: tuple[int, int]) -> MetricMap:
+    """Windows that began at rows of the run, and at rows from files, with ``replay.offline_share``
+    (see ``ReplayShard.take_drawn``).
+    """
+    if not any(drawn):
+        return {}
+    name = "replay_sampled_windows_total"
+    return {f"{name}{{source=run}}": Sum(drawn[0]), f"{name}{{source=file}}": Sum(drawn[1])}
 
 
 def _size(folder: Path) -> int:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
-from worldloom.core.protocol import AgentSpec
+from worldloom.core.protocol import AgentSpec, SamplingSpec
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.replay.budget import ReplayBudget, plan_budget
@@ -20,6 +20,7 @@ from worldloom_dist.run.config import RunConfig
 __all__ = [
     "absolute_files",
     "check_files",
+    "check_first_windows",
     "files_to_store",
     "recorded_env",
     "replay_budget",
@@ -80,6 +81,37 @@ def check_files(
             check_beginning(source, columns)
         except CheckpointError as error:
             raise ConfigurationError(f"replay.held_out: {error}") from error
+
+
+def check_first_windows(
+    config: RunConfig, sampling: SamplingSpec, stored: Collection[str] = ()
+) -> None:
+    """Refuse offline updates on files that fill no window: nothing would ever be trained, and
+    nothing made.
+
+    Args:
+        config: Names the files.
+        sampling: Of the agent.
+        stored: Files whose rows the run has.
+
+    Raises:
+        ConfigurationError: If no shard gets a window.
+    """
+    rows = [0] * config.replay.shards
+    for source in split_sources(config.replay.load):
+        if source in stored:
+            return
+        for number, episode in enumerate(open_episodes(source).episodes):
+            shard = number % len(rows)
+            before = rows[shard] if sampling.cross_episodes else 0
+            rows[shard] = before + len(episode["is_first"])
+            if rows[shard] >= sampling.window_rows:
+                return
+    raise ConfigurationError(
+        f"offline_steps: the files of replay.load hold no {sampling.window_rows} consecutive rows, "
+        f"which one window needs, so none of the {config.offline_steps} updates could be made; "
+        "name longer episodes, or sample shorter windows"
+    )
 
 
 def files_to_store(sources: Iterable[str], stored: Collection[str]) -> list[str]:

@@ -202,8 +202,11 @@ class ReplayShard:
         draws = [
             (request.windows, np.random.default_rng(list(request.seed))) for request in requests
         ]
+        files = [request.files for request in requests]
         with self.lock:
-            return self.rows.buffer.draw(draws)
+            if any(number is None for number in files):
+                return self.rows.buffer.draw(draws)
+            return self.rows.buffer.draw(draws, [number or 0 for number in files])
 
     def write_back(
         self, row_ids: npt.NDArray[np.int64], refreshed: Mapping[str, np.ndarray]
@@ -278,6 +281,21 @@ class ReplayShard:
     def live_windows(self) -> int:
         """Windows that can be drawn now: this shard's weight when samples are split over shards."""
         return self.rows.buffer.num_windows
+
+    def live_file_windows(self) -> int:
+        """Those of :meth:`live_windows` that begin at rows from files, where they are kept
+        apart.
+        """
+        return self.rows.buffer.starts.file_count
+
+    def take_drawn(self) -> tuple[int, int]:
+        """Windows drawn since the last call where files are kept apart: from the run, and from
+        files.
+        """
+        with self.lock:
+            starts = self.rows.buffer.starts
+            drawn, starts.drawn = starts.drawn, (0, 0)
+        return drawn
 
     def next_seq(self, stream: StreamId) -> int:
         """Number of the chunk that would continue a stream."""

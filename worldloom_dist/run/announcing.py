@@ -94,6 +94,8 @@ def announce(
         f"{prefill_share(plan):.0%}",
         spec.pretrain_updates,
     )
+    if config.offline_steps:
+        logger.info("offline  %s updates before the first env step", f"{config.offline_steps:,}")
     if plan.precision_line:
         logger.info("products %s", plan.precision_line)
     logger.info(

@@ -18,7 +18,9 @@ import numpy as np
 from worldloom.algorithms.registry import make_agent, make_policy
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, TrainingError
 from worldloom.core.protocol import Agent, Policy
+from worldloom.data.files_apart import FilesApart
 from worldloom.data.selector_spec import parse_selector
+from worldloom.data.selectors import Selector
 from worldloom.envs.config import NEUTRAL, EnvConfig, EnvLimits
 from worldloom.envs.factory import make_env
 from worldloom.envs.memory import MemoryWatch
@@ -31,6 +33,7 @@ from worldloom_dist.actors.step_budget import StepBudget
 from worldloom_dist.ports import ReplayWriter, WeightSink
 from worldloom_dist.replay.recovery import RecoveryProgress
 from worldloom_dist.replay.shard import ReplayShard
+from worldloom_dist.run.config import ReplayConfig
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.held_out import build_held_out
 from worldloom_dist.run.plan import (
@@ -418,9 +421,17 @@ def build_shard(
         if plan.budget and plan.budget.hot_bytes is not None
         else None,
         is_mapped=plan.budget is not None and plan.budget.is_mapped,
-        make_selector=parse_selector(replay.selector).build,
+        make_selector=_selector_maker(replay),
         progress=progress,
     )
+
+
+def _selector_maker(replay: ReplayConfig) -> Callable[[int], Selector]:
+    """Makes a shard's selector; with a share of loaded rows it keeps these apart."""
+    build = parse_selector(replay.selector).build
+    if replay.offline_share is None:
+        return build
+    return lambda size: FilesApart(size, build(size))
 
 
 def _most_in_memory(plan: Plan) -> int | None:

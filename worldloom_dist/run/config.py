@@ -19,6 +19,7 @@ from worldloom.algorithms.registry import AgentConfig, make_agent_config
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.files import expanded
+from worldloom.data.offline_share import parse_share
 from worldloom.data.selector_spec import parse_selector
 from worldloom.envs.config import EnvConfig
 
@@ -44,7 +45,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "gateway_port": Bounds(1, 65535),
     "gateways": Bounds(1, 100),
     **dict.fromkeys(("env_steps", "train_steps", "eval_max_steps"), Bounds(1)),
-    **dict.fromkeys(("eval_every", "seed"), NOT_NEGATIVE),
+    **dict.fromkeys(("eval_every", "seed", "offline_steps"), NOT_NEGATIVE),
     **dict.fromkeys(("eval_episodes", "eval_videos"), Bounds(0, 100_000)),
     "train_ratio": POSITIVE,
     "eval_timeout_s": SECONDS,
@@ -151,8 +152,10 @@ class ReplayConfig:
     """An acknowledged row is: none, in memory; journal, safe from kill -9; fsync, on disk."""
     held_out: str | None = None
     """Files (A,B) that are never trained on; a run measures its losses on them, too."""
+    offline_share: str | None = None
+    """Share of each batch from the rows of load: 0.5, or 1.0:0.1@20000 (to 20000 env steps)."""
     load: str | None = None
-    """Episodes to store first: FILE.npz or .parquet, minari:NAME, rllib:FOLDER; commas between."""
+    """Episodes to store first, A,B: FILE.npz, FILE.parquet, minari:NAME, rllib:DIR, lerobot:DIR."""
     band_steps: int | None = None
     """Width of the train ratio's band in agent steps (default: what the run needs)."""
 
@@ -258,6 +261,8 @@ class RunConfig:
     """Data-parallel learner ranks."""
     env_steps: int = 100_000
     """Stop at this many env steps in all, those before a resume included."""
+    offline_steps: int = 0
+    """Updates on the rows of --replay.load before the first env step; none is owed for them."""
     train_steps: int = 10_000
     """With --env none: stop when the run has made this many updates in all."""
     eval_every: int = 10_000
@@ -373,6 +378,7 @@ class RunConfig:
                 "env is none, which trains offline: name the data with --replay.load "
                 "FILE.npz, or name an env"
             )
+        found += self._offline_problems()
         try:
             parse_selector(self.replay.selector)
         except ConfigurationError as error:
@@ -394,6 +400,44 @@ class RunConfig:
         if self.barrier and (self.workers > 1 or self.inference == "central"):
             found.append("barrier needs --workers 1 and a policy in the worker (--inference local)")
         return found
+
+    def _offline_problems(self) -> list[str]:
+        found = self._share_problems()
+        if not self.offline_steps:
+            return found
+        if self.env.is_none:
+            return [
+                *found,
+                f"offline_steps: env is none, so all updates are offline, got "
+                f"{self.offline_steps}; say how many with --train-steps",
+            ]
+        if not self.replay.load:
+            return [
+                *found,
+                f"offline_steps: {self.offline_steps} updates before the first env step need rows "
+                "from files; name them with --replay.load FILE.npz, or leave the flag out",
+            ]
+        return found
+
+    def _share_problems(self) -> list[str]:
+        text = self.replay.offline_share
+        if text is None:
+            return []
+        try:
+            parse_share(text)
+        except ConfigurationError as error:
+            return [str(error)]
+        if self.env.is_none or not self.replay.load:
+            why = (
+                "env is none, so every row is"
+                if self.env.is_none
+                else "without replay.load none is"
+            )
+            return [
+                f"replay.offline_share: {text} of each batch is to begin at rows from files, and "
+                f"{why} of files; leave the flag out, or name an env and --replay.load FILE.npz"
+            ]
+        return []
 
     def _gateway_problems(self) -> list[str]:
         if self.gateway_port is None:

@@ -90,6 +90,9 @@ class Evaluations:
         self._report = report
         self.evaluator = evaluator
         self._is_open = False
+        # what the offline updates came to is measured before much is made online
+        offline = plan.config.offline_steps and plan.config.eval_every
+        self._is_first_due = bool(offline) and report.evaluation is None
         self.failure = ""
 
     def look(self) -> None:
@@ -97,14 +100,15 @@ class Evaluations:
         self._collect()
         config = self._plan.config
         due_at = self.evaluator.asked_at + config.eval_every
-        is_due = config.eval_every and self._report.env_steps >= due_at and config.eval_episodes
+        is_due = config.eval_every and self._report.env_steps >= due_at
         if (
-            is_due
+            (is_due or self._is_first_due)
+            and config.eval_episodes
             and not self._is_open
             and not self._plan.has_all_steps(self._report.counts)
             and self._plan.is_pretrained(self._report.counts.train_steps)
         ):
-            self._begin()
+            self._is_first_due = not self._begin() and self._is_first_due
             self._collect()
 
     def last(self, version: str, stop: StopFlag) -> Mapping[str, Any] | None:

@@ -33,7 +33,8 @@ def total_updates(plan: Plan) -> int:
         return plan.config.train_steps
     limits = plan.limits
     owed = max(0, plan.target_agent_steps - limits.prefill_agent_steps) * limits.train_ratio
-    return plan.spec.pretrain_updates + int(owed / limits.batch_positions)
+    first = limits.offline_updates + limits.pretrain_updates
+    return first + int(owed / limits.batch_positions)
 
 
 def prefill_share(plan: Plan) -> float:
@@ -107,11 +108,13 @@ class Pace:
         if updates < 1 or now_s - self._began[0] < patience_s:
             return None
         per_second = updates / (self._newest[0] - self._began[0])
-        is_pretraining = made <= self._plan.spec.pretrain_updates
+        limits = self._plan.limits
+        first = 0 if self._plan.is_offline else limits.offline_updates + limits.pretrain_updates
+        is_pretraining = made <= first
         self._is_done = not is_pretraining
         self._began = None
         if is_pretraining:
-            self._first_steps = self._plan.spec.pretrain_updates
+            self._first_steps = first
         return self._sentence(made, per_second, updates)
 
     def _sentence(self, made: int, per_second: float, measured: int) -> str:

@@ -24,6 +24,7 @@ from worldloom.core.memory import memory_total
 from worldloom.core.protocol import AgentSpec
 from worldloom.core.seeds import seed_of
 from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.data.offline_share import OfflineShare, parse_share
 from worldloom.data.rate_limiter import RateLimits
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import probe_env
@@ -32,6 +33,7 @@ from worldloom_dist.replay.imports import split_sources
 from worldloom_dist.replay.planning import (
     absolute_files,
     check_files,
+    check_first_windows,
     recorded_env,
     replay_budget,
     resolve_windows,
@@ -144,9 +146,17 @@ class Plan:
         """How often acting roles look for newer weights."""
         return 0.0 if self.is_lockstep else self.config.actors.pull_interval_s
 
+    @property
+    def offline_share(self) -> OfflineShare | None:
+        """Which part of every batch begins at rows from files, where that was asked for."""
+        text = self.config.replay.offline_share
+        return None if text is None else parse_share(text, self.env_spec.action_repeat)
+
     def is_pretrained(self, train_steps: int) -> bool:
-        """True when enough updates are made for weights that may act: the pretraining's, or one."""
-        return train_steps >= max(1, self.spec.pretrain_updates)
+        """True when enough updates are made for weights that may act: those before the first step,
+        else the pretraining's, or one.
+        """
+        return train_steps >= max(1, self.config.offline_steps or self.spec.pretrain_updates)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -185,7 +195,7 @@ class Plan:
         """Env steps at which this many trained positions are due: where the run stands, as the
         learner knows it.
         """
-        owed = max(0, positions - self.limits.pretrain_positions)
+        owed = max(0, positions - self.limits.unowed_positions)
         return (
             int(self.limits.prefill_agent_steps + owed / self.limits.train_ratio)
             * self.env_spec.action_repeat
@@ -254,6 +264,8 @@ def resolve(
             f"say --envs-per-worker {size}, or give its callable a parameter num_envs"
         )
     check_files(config, columns, stored)
+    if config.offline_steps:
+        check_first_windows(config, spec.sampling, stored)
     in_lockstep = config.runtime == "local" or config.barrier or config.env.is_none
     limits = RateLimits(
         train_ratio=spec.train_ratio,
@@ -263,6 +275,7 @@ def resolve(
         max_insert_steps=config.actors.chunk_rows,
         band_agent_steps=config.replay.band_steps,
         lead_share=0.0 if in_lockstep else 0.5,
+        offline_updates=config.offline_steps,
     )
     each = WORKER_BYTES if config.inference == "central" else TORCH_WORKER_BYTES
     others_bytes = budget.most_bytes + each * config.workers + TORCH_ROLES * TORCH_WORKER_BYTES

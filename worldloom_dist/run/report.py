@@ -209,13 +209,13 @@ class Report:
 
     @property
     def train_ratio_actual(self) -> float:
-        """Trained positions per agent step, over the run, without what is not owed: the prefill and
-        its pretraining.
+        """Trained positions per agent step, over the run, without what is not owed: the prefill,
+        its pretraining and offline updates.
         """
         limits = self._plan.limits
         steps = self.counts.counters.agent_steps - limits.prefill_agent_steps
         return (
-            max(0.0, (self.counts.positions - limits.pretrain_positions) / steps)
+            max(0.0, (self.counts.positions - limits.unowed_positions) / steps)
             if steps > 0
             else 0.0
         )
@@ -232,10 +232,13 @@ class Report:
             return f"reading journals ({self.reading})"
         if self._plan.is_offline:
             return "training"
+        if counts.train_steps < limits.offline_updates:
+            return f"offline {counts.train_steps:,}/{limits.offline_updates:,} updates"
         if counts.counters.agent_steps < limits.prefill_agent_steps:
             return f"prefill {counts.counters.agent_steps}/{limits.prefill_agent_steps}"
-        if counts.train_steps < self._plan.spec.pretrain_updates:
-            return f"pretraining {counts.train_steps}/{self._plan.spec.pretrain_updates}"
+        online = counts.train_steps - limits.offline_updates
+        if online < limits.pretrain_updates:
+            return f"pretraining {online}/{limits.pretrain_updates}"
         return self.bottleneck()
 
     def bottleneck(self) -> str:
@@ -381,6 +384,7 @@ class Report:
                 "p99": value.get("policy_lag_updates:p99"),
             },
             "bottleneck": self.bottleneck(),
+            "phase": self.phase(),
             "binding": asdict(self._watch.binding),
             "throughput": self._rates.mean,
             "eta_s": self._pace.left_s(self.counts),

@@ -33,6 +33,7 @@ def resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
         config.learner.whole_checkpoints,
     )
     fixed["seed"] = (base.seed, config.seed)
+    fixed["offline_steps"] = (base.offline_steps, config.offline_steps)
     fixed["replay.durability"] = (
         base.replay.durability == "none",
         config.replay.durability == "none",

@@ -245,7 +245,7 @@ def read_view(folder: Path, *, is_live: bool = False) -> View:
         stored=summary.get("rows", {}).get("stored", 0),
         capacity=run["replay"]["capacity_steps"],
         restarts=summary.get("restarts", {}),
-        phase=summary.get("bottleneck", "") if is_running else "",
+        phase=summary.get("phase", summary.get("bottleneck", "")) if is_running else "",
         wall_time_s=summary.get("wall_time_s", 0.0),
         eta_s=summary.get("eta_s") if status == "running" else None,
     )

@@ -75,12 +75,13 @@ class CoordinatorRole:
             int(shard): RowCounters(**counters) for shard, counters in (known or {}).items()
         }
         self.coordinator = ReplayCoordinator(
-            plan.limits, window_positions=plan.spec.sampling.length
+            plan.limits, window_positions=plan.spec.sampling.length, share=plan.offline_share
         )
         for slot, incarnation in (ended or {}).items():
             self.coordinator.permits.gone(slot, incarnation)
         self._counters: dict[int, RowCounters] = {}
         self._live: dict[int, int] = {}
+        self._live_files: dict[int, int] = {}
         self._sessions: dict[str, str] = {}
         self._heard: dict[int, float] = {}
         # session, number and permit of every shard's last question
@@ -100,7 +101,12 @@ class CoordinatorRole:
         self._server = RpcServer(self._answer_line, is_private=plan.config.address is None)
 
     async def join(
-        self, shard: int, counters: RowCounters, live_windows: int, session_id: str | None = None
+        self,
+        shard: int,
+        counters: RowCounters,
+        live_windows: int,
+        session_id: str | None = None,
+        file_windows: int = 0,
     ) -> None:
         """A shard started (with a session, if it is a new one); its counters replace what was
         counted for it.
@@ -112,8 +118,10 @@ class CoordinatorRole:
         self._heard[shard] = time.monotonic()
         self._counters[shard] = counters
         self._live[shard] = live_windows
+        self._live_files[shard] = file_windows
         if self._is_whole:
             self.coordinator.join(shard, counters, live_windows)
+            self.coordinator.report(shard, live_windows, file_windows)
         elif len(self._counters) == self._plan.config.replay.shards:
             found = {
                 index: (counters, self._live[index])
@@ -121,6 +129,8 @@ class CoordinatorRole:
             }
             began_at = self._positions if self._began_at is None else self._began_at
             self.coordinator.rebuild(found, began_at + sum(self._taken.values()))
+            for index, files in self._live_files.items():
+                self.coordinator.report(index, self._live[index], files)
             self._is_whole = True
             self._clamp_once()
         await self._notify()
@@ -129,17 +139,21 @@ class CoordinatorRole:
         """What a shard said last, or its predecessor: what it must have, or declare lost."""
         return self._counters.get(shard, self._known.get(shard))
 
-    async def report(self, shard: int, counters: RowCounters, live_windows: int) -> None:
+    async def report(
+        self, shard: int, counters: RowCounters, live_windows: int, file_windows: int = 0
+    ) -> None:
         """A shard's regular report."""
         await self._leave_silent()
         self._heard[shard] = time.monotonic()
         if shard not in self._counters or not self._is_whole:
-            await self.join(shard, counters, live_windows)
+            await self.join(shard, counters, live_windows, file_windows=file_windows)
             return
         self._counters[shard] = counters
-        if live_windows != self._live[shard] or shard not in self.coordinator.live_shards:
+        known = (self._live[shard], self._live_files[shard])
+        if known != (live_windows, file_windows) or shard not in self.coordinator.live_shards:
             self._live[shard] = live_windows
-            self.coordinator.report(shard, live_windows)
+            self._live_files[shard] = file_windows
+            self.coordinator.report(shard, live_windows, file_windows)
             await self._notify()
 
     async def rebase_positions(
@@ -258,7 +272,9 @@ class CoordinatorRole:
             await self._notify()
 
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
-        """Requests for windows of an admitted batch that a shard could not give."""
+        """Requests for windows of an admitted batch that a shard could not give, of files or not as
+        chance has it.
+        """
         async with self._changed:
             while not (
                 live := {

@@ -268,7 +268,7 @@ class LearnerRole:
             begin_with(self._plan, self._learner.agent)
         if self._plan.standby[0]:
             self._mirror = StateMirror(mirror_limit())
-        has_trained = self._learner.train_steps >= max(1, self._plan.spec.pretrain_updates)
+        has_trained = self._plan.is_pretrained(self._learner.train_steps)
         if self._rank == 0 and (has_trained or not self._plan.spec.random_prefill):
             self._publish()
         self._note("training")
@@ -313,9 +313,7 @@ class LearnerRole:
         due has been made.
         """
         steps = self._learner.train_steps
-        if self._learner.version <= self._published or steps < max(
-            1, self._plan.spec.pretrain_updates
-        ):
+        if self._learner.version <= self._published or not self._plan.is_pretrained(steps):
             return False
         return not self._plan.is_lockstep or steps >= self._coordinator.call(
             Coordinator.updates_due
@@ -329,10 +327,7 @@ class LearnerRole:
         this process, has it.
         """
         steps = self._learner.train_steps
-        if (
-            steps >= max(1, self._plan.spec.pretrain_updates)
-            and self._learner.version > self._published
-        ):
+        if self._plan.is_pretrained(steps) and self._learner.version > self._published:
             self._publish()
         give_up = time.monotonic() + DEADLINES.last_publish_s
         while time.monotonic() < give_up:

@@ -220,12 +220,12 @@ class ShardRole:
         while self._storing:
             await self._is_idle.wait()
         counters = self.shard.row_counters()
-        windows = self.shard.live_windows()
+        windows, files = self.shard.live_windows(), self.shard.live_file_windows()
         with contextlib.suppress(RoleGoneError):
             coordinator = self._coordinator.within(
                 timeout_s=DEADLINES.final_report_s, patience_s=0.0
             )
-            await coordinator.acall(Coordinator.report, self._index, counters, windows)
+            await coordinator.acall(Coordinator.report, self._index, counters, windows, files)
         await self._flush()
         return counters
 
@@ -260,8 +260,10 @@ class ShardRole:
             await asyncio.to_thread(self.shard.mark_lost, known)
         await import_new(self)
         counters = self.shard.row_counters()
-        windows = self.shard.live_windows()
-        await coordinator.acall(Coordinator.join, self._index, counters, windows, self._session_id)
+        windows, files = self.shard.live_windows(), self.shard.live_file_windows()
+        await coordinator.acall(
+            Coordinator.join, self._index, counters, windows, self._session_id, files
+        )
         self.joined.set()
         await asyncio.gather(report_for_ever(self), self._tend_for_ever())
 
@@ -290,7 +292,10 @@ class ShardRole:
     async def _flush(self) -> None:
         async with self._flushing:
             values = await asyncio.to_thread(
-                self._meter.drain, self.shard.memory_bytes(), len(self._arriving)
+                self._meter.drain,
+                self.shard.memory_bytes(),
+                len(self._arriving),
+                self.shard.take_drawn(),
             )
             self._reporter.emit(values)
 
@@ -367,7 +372,11 @@ class ShardRole:
 
     def _report(self) -> None:
         self._coordinator.notify(
-            Coordinator.report, self._index, self.shard.row_counters(), self.shard.live_windows()
+            Coordinator.report,
+            self._index,
+            self.shard.row_counters(),
+            self.shard.live_windows(),
+            self.shard.live_file_windows(),
         )
 
 
@@ -394,8 +403,9 @@ async def report_for_ever(role: ShardRole) -> None:
     while True:
         await asyncio.sleep(REPORT_EVERY_S)
         counters, windows = role.shard.row_counters(), role.shard.live_windows()
+        files = role.shard.live_file_windows()
         with contextlib.suppress(RoleGoneError):
-            await coordinator.acall(Coordinator.report, role._index, counters, windows)
+            await coordinator.acall(Coordinator.report, role._index, counters, windows, files)
 
 
 async def import_new(role: ShardRole) -> None:

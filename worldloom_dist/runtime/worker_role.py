@@ -7,6 +7,7 @@ worker that waits for its turn.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ import ray
 
 from worldloom.core.memory import tree_of
 from worldloom.core.metrics import Sum
+from worldloom.core.sequence import NO_POLICY
 from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalActing, RemoteActing
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
@@ -31,6 +33,7 @@ from worldloom_dist.interfaces import (
     inference_client,
 )
 from worldloom_dist.ports import StepPermit, StepQuestion
+from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import RpcClient
 from worldloom_dist.run.builders import build_grouped_worker, build_policy, worker_memory
 from worldloom_dist.run.intervals import Interval
@@ -108,6 +111,7 @@ class WorkerRole:
         self._worker = worker
         open_rows = 0
         try:
+            self._wait_for_offline_updates()
             while not self._stopping.is_set():
                 self._doing = "reset" if worker.begins_episode else "step"
                 self._since = time.monotonic()
@@ -192,14 +196,13 @@ class WorkerRole:
                     on_wait=self._on_wait,
                 )
             client = self._client
-            every_s = max(ASK_VERSION_EVERY_S, config.workers / VERSIONS_PER_S)
             return RemoteActing(
                 slot,
                 self._incarnation,
                 call=client.call,
                 submit=client.submit,
                 first_env=first_env,
-                refresh_interval_s=every_s,
+                refresh_interval_s=self._ask_every_s,
             )
         import torch
 
@@ -208,6 +211,30 @@ class WorkerRole:
         return LocalActing(
             policy, num_envs, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s
         )
+
+    @property
+    def _ask_every_s(self) -> float:
+        return max(ASK_VERSION_EVERY_S, self._plan.config.workers / VERSIONS_PER_S)
+
+    def _wait_for_offline_updates(self) -> None:
+        """Wait for the weights that the updates before the first step come to: batches are admitted
+        before they are trained on, so a permit to act comes earlier.
+        """
+        if not self._plan.config.offline_steps:
+            return
+        weights = RemoteWeights()
+        version = NO_POLICY
+        self._on_wait(True)
+        try:
+            while version == NO_POLICY and not self._stopping.is_set():
+                with contextlib.suppress(RoleGoneError):
+                    version = weights.version()
+                if version == NO_POLICY:
+                    self._stopping.wait(self._ask_every_s)
+            if self._plan.inference == "central":  # until the servers have pulled them too
+                self._stopping.wait(self._plan.pull_interval_s)
+        finally:
+            self._on_wait(False)
 
     def _ask_for_steps(
         self, permits: RpcClient[Coordinator, StepQuestion, StepPermit], question: StepQuestion

@@ -14,6 +14,7 @@ LIMITS = st.builds(
     pretrain_updates=st.integers(0, 5),
     max_insert_steps=st.sampled_from([1, 5, 64]),
     lead_share=st.sampled_from([0.0, 0.3, 1.0]),
+    offline_updates=st.sampled_from([0, 0, 1, 4]),
 )
 
 
@@ -71,7 +72,7 @@ def test_lock_step_updates_follow_the_schedule_to_the_unit(limits, steps):
         if limiter.is_prefilled:
             assert 0 <= limiter.debt < limits.batch_positions
         else:
-            assert updates == 0
+            assert updates == limits.offline_updates
 
 
 def test_one_update_per_step_after_prefill_and_pretraining():
@@ -140,7 +141,8 @@ def test_a_run_that_goes_on_with_another_ratio_owes_what_that_asks_for_from_now_
     limiter = RateLimiter(limits)
     limiter.rebase(limits.prefill_agent_steps + steps, positions)
     limiter.clamp_debt()
-    unpaid = limits.pretrain_positions - positions
+    counted = max(0, positions - limits.offline_positions)
+    unpaid = limits.pretrain_positions - counted
     most = (
         limits.slack_insert
         if unpaid <= 0
@@ -148,7 +150,7 @@ def test_a_run_that_goes_on_with_another_ratio_owes_what_that_asks_for_from_now_
     )
     assert -limits.slack_sample <= limiter.debt <= most
     due_now = limiter.updates_due(limiter.agent_steps) * limits.batch_positions - positions
-    assert due_now <= most
+    assert due_now <= most + max(0, limits.offline_positions - positions)
 
 
 ACTS = st.sampled_from(("make", "store", "sample", "checkpoint", "kill learner", "restart limiter"))
@@ -168,7 +170,9 @@ def test_the_ratio_holds_over_any_number_of_lost_learners_and_restarts(limits, a
             before = limiter.steps_made
             limiter.steps_in_hand += steps
             made = limiter.limits.ratio * (limiter.steps_made - limits.prefill_agent_steps)
-            owed = made + limits.pretrain_positions - limiter.positions
+            assert limiter.positions >= limits.offline_positions, "offline updates come first"
+            owed = made + limits.pretrain_positions
+            owed -= limiter.positions - limits.offline_positions
             assert before < limits.prefill_agent_steps or owed <= limits.slack_insert
         elif act == "store":
             steps = min(steps, limiter.steps_in_hand)
@@ -199,6 +203,37 @@ def test_the_ratio_holds_over_any_number_of_lost_learners_and_restarts(limits, a
     if limiter.is_prefilled:
         assert -limits.slack_sample <= limiter.debt < limits.batch_positions
     assert limiter.forgiven == 0
+
+
+def test_offline_updates_come_before_the_first_step_and_are_not_owed():
+    limits = RateLimits(
+        train_ratio=2,
+        prefill_agent_steps=10,
+        batch_positions=4,
+        pretrain_updates=1,
+        offline_updates=3,
+        lead_share=0,
+    )
+    limiter = RateLimiter(limits)
+    for _ in range(3):
+        assert limiter.is_offline
+        assert limiter.room() == 0
+        assert not limiter.may_insert(1)
+        assert limiter.may_sample(4)
+        limiter.sampled(4)
+    assert not limiter.is_offline
+    assert not limiter.may_sample(4), "the prefill is not there"
+    assert limiter.may_insert(10)
+    limiter.inserted(10)
+    assert limiter.debt == 4, "the pretraining alone"
+    assert limiter.updates_due(10) == 4
+    limiter.sampled(4)
+    limiter.inserted(2)
+    assert limiter.debt == 4
+    assert limiter.actual_ratio == 0
+    again = RateLimiter(limits)
+    again.load(limiter.state())
+    assert (again.debt, again.is_offline) == (4, False)
 
 
 def test_what_workers_have_in_hand_counts_for_them_and_not_for_training():

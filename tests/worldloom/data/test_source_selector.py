@@ -68,7 +68,7 @@ def test_a_place_in_the_ring_forgets_whose_row_it_held() -> None:
 
 
 def test_sources_are_those_of_the_wire() -> None:
-    assert SOURCES == ON_THE_WIRE
+    assert SOURCES == {**ON_THE_WIRE, "file": 5}
 
 
 @pytest.mark.parametrize("text", ["source", "source:", "source:cat", "0.5*source:2+0.5*uniform"])

@@ -383,7 +383,8 @@ def test_what_belongs_to_the_machine_stays_there(run: Path, hub: LocalHub, tmp_p
     words = (
         "--env gym:Pendulum-v1 --run-dir /home/ada/run --metrics-auth-file=/home/ada/secret "
         "--gateway.token-file /home/ada/token --address 10.0.0.7:6379 "
-        "--replay.load /home/ada/a.npz,rllib:/home/ada/b --replay.held-out=/home/ada/c.npz --seed 3"
+        "--replay.load /home/ada/a.npz,rllib:/home/ada/b,lerobot:/home/ada/d?obs/e=f "
+        "--replay.held-out=/home/ada/c.npz --seed 3"
     )
     (mine / "command.txt").write_text(
         f"2026-11-30 07:00:00  python -m worldloom_dist.launch {words}\n"
@@ -401,5 +402,8 @@ def test_what_belongs_to_the_machine_stays_there(run: Path, hub: LocalHub, tmp_p
     text = b"".join(files[name] for name in names)
     assert b"/home/ada" not in text
     assert b"10.0.0.7" not in text
-    command = "--env gym:Pendulum-v1 --replay.load a.npz,rllib:b --replay.held-out c.npz --seed 3"
+    command = (
+        "--env gym:Pendulum-v1 --replay.load 'a.npz,rllib:b,lerobot:d?obs/e=f' "
+        "--replay.held-out c.npz --seed 3"
+    )
     assert f"python -m worldloom_dist.launch {command}\n" in files["README.md"].decode()

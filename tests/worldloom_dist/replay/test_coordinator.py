@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from worldloom.core.sequence import StreamId
+from worldloom.data.offline_share import OfflineShare
 from worldloom.data.rate_limiter import RateLimits
 from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.coordinator import ReplayCoordinator, shard_of
@@ -184,3 +185,36 @@ def test_as_many_batches_are_permitted_at_once_as_are_owed_and_who_got_some_is_n
     assert coordinator.try_samples(requests[len(permitted) :]) == []
     clock.now = 7.0
     assert coordinator.sample_blocked_s == 2.0
+
+
+def test_a_share_of_each_batch_is_dealt_to_shards_by_their_windows_of_files_and_of_the_run():
+    limits = RateLimits(train_ratio=1, prefill_agent_steps=0, batch_positions=8)
+    share = OfflineShare(0.75, 0.25, until_env_steps=100)
+    coordinator = ReplayCoordinator(limits, window_positions=1, share=share)
+    for shard, (windows, files) in enumerate(((100, 90), (50, 0), (10, 10))):
+        coordinator.join(shard, RowCounters(), windows)
+        coordinator.report(shard, windows, files)
+    dealt = np.zeros((3, 2), int)
+    for seed in range(500):
+        coordinator.limiter.agent_steps = 1000 if seed >= 250 else 0
+        coordinator.limiter.positions = 0
+        parts = coordinator.try_sample(SampleRequest(8, (seed,)))
+        assert sum(part.windows for part in parts.values()) == 8
+        assert sum(part.files for part in parts.values()) == (2 if seed >= 250 else 6)
+        assert parts == coordinator.try_sample(SampleRequest(8, (seed,))), "a seed fixes it"
+        for shard, part in parts.items():
+            dealt[shard] += part.windows - part.files, part.files
+    assert dealt[1, 1] == dealt[2, 0] == 0
+    assert dealt[0, 1] / dealt[:, 1].sum() == pytest.approx(0.9, abs=0.03)
+    assert dealt[1, 0] / dealt[:, 0].sum() == pytest.approx(50 / 60, abs=0.03)
+
+
+def test_a_share_gives_way_where_nothing_of_one_kind_is_stored():
+    limits = RateLimits(train_ratio=1, prefill_agent_steps=0, batch_positions=8)
+    share = OfflineShare(0.5, 0.5)
+    for files, wanted in ((0, 0), (20, 8)):
+        coordinator = ReplayCoordinator(limits, window_positions=1, share=share)
+        coordinator.join(0, RowCounters(), 20)
+        coordinator.report(0, 20, files)
+        coordinator.limiter.inserted(100)
+        assert coordinator.try_sample(SampleRequest(8, (1,)))[0].files == wanted

@@ -29,7 +29,9 @@ def test_a_report_that_no_one_answers_is_made_again(monkeypatch: pytest.MonkeyPa
     role = types.SimpleNamespace(
         _coordinator=Client(),
         _index=2,
-        shard=types.SimpleNamespace(row_counters=lambda: "counters", live_windows=lambda: 7),
+        shard=types.SimpleNamespace(
+            row_counters=lambda: "counters", live_windows=lambda: 7, live_file_windows=lambda: 3
+        ),
     )
 
     async def work() -> None:
@@ -37,4 +39,4 @@ def test_a_report_that_no_one_answers_is_made_again(monkeypatch: pytest.MonkeyPa
             await shard_role.report_for_ever(role)
 
     asyncio.run(work())
-    assert reports == [(2, "counters", 7)] * 3
+    assert reports == [(2, "counters", 7, 3)] * 3

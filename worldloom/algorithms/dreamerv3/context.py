@@ -3,7 +3,9 @@ state to start from.
 
 A window has ``context`` leading rows (0 or 1). With one context row, only its stored latent and its
 action are used, and no episode start is forced at the first trained row; without, the window starts
-from zeros. Legend: B batch, T trained steps.
+from zeros. A context row that no policy of the run acted (it came from a file, or from a client
+that pushed it) has no latent until an update has written one: it starts from what the model makes
+of its observation. Legend: B batch, T trained steps.
 """
 
 from __future__ import annotations
@@ -18,7 +20,14 @@ from worldloom.algorithms.dreamerv3.rssm import State
 from worldloom.algorithms.dreamerv3.spec import LATENT_DETER, LATENT_STOCH
 from worldloom.core.sequence import SequenceBatch
 
-__all__ = ["encode_actions", "pack_latents", "split_context", "stored_state", "window_batch"]
+__all__ = [
+    "burnt_in",
+    "encode_actions",
+    "pack_latents",
+    "split_context",
+    "stored_state",
+    "window_batch",
+]
 
 
 def split_context(
@@ -64,7 +73,7 @@ def window_batch(batch: SequenceBatch, model: LatentModel, context: int) -> Mode
     first row.
     """
     if context:
-        return split_context(batch, model, stored_state(batch, model))
+        return split_context(batch, model, burnt_in(batch, model, stored_state(batch, model)))
     previous = {
         key: torch.cat([value[:, :1], value[:, :-1]], 1) for key, value in batch.action.items()
     }
@@ -89,6 +98,33 @@ def stored_state(batch: SequenceBatch, model: LatentModel) -> State:
     """The latent that replay holds for the first row of each window."""
     deter = batch.extras[LATENT_DETER][:, 0].contiguous().view(torch.bfloat16).float()
     return State(deter, model.dyn.one_hot(batch.extras[LATENT_STOCH][:, 0]))
+
+
+@torch.no_grad()
+def burnt_in(batch: SequenceBatch, model: WorldModel, stored: State) -> State:
+    """The state to start from where replay holds none for the first row: as if an episode began
+    there, with the likeliest classes. Draws nothing, so that other windows are as they were; made
+    for all windows, one row of each, because a look at which need it would wait for the device.
+
+    Args:
+        batch: [B, T+1] rows. A row without a latent has zeros for it, classes included; an
+            untrained model makes a deter of zeros too, and draws its classes.
+        model: Makes the states.
+        stored: Of :func:`stored_state`.
+    """
+    bits = batch.extras[LATENT_DETER][:, 0].contiguous().view(torch.int16)
+    classes = batch.extras[LATENT_STOCH][:, 0]
+    is_blank = ((bits == 0).all(-1) & (classes == 0).all(-1)).unsqueeze(-1)  # [B, 1]
+    rows = len(is_blank)
+    token = model.tokens({key: value[:, :1] for key, value in batch.obs.items()})[:, 0]
+    start = model.dyn.initial(rows)
+    action = token.new_zeros(rows, model.action_layout.width)
+    draws = torch.zeros(rows, model.sizes.stoch, dtype=torch.int64, device=token.device)
+    made, logits, _ = model.dyn.observe_step(
+        model.weights(), start, action, token, token.new_zeros(rows, 1), draws
+    )
+    new = State(made.deter.to(stored.deter.dtype), model.dyn.one_hot(logits.argmax(-1)))
+    return State(*(torch.where(is_blank, one, old) for one, old in zip(new, stored, strict=True)))
 
 
 def pack_latents(deter: Tensor, classes: Tensor) -> dict[str, Tensor]:

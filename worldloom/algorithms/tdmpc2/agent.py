@@ -241,6 +241,7 @@ class TDMPC2Agent(TDMPC2Policy):
             value_coef=config.value_coef,
             termination_coef=config.termination_coef,
             entropy_coef=config.entropy_coef,
+            bc_weight=config.bc_weight,
         )
         optimizers = OptimizerSettings(
             learning_rate=config.learning_rate,

@@ -26,6 +26,7 @@ __all__ = [
     "ModelLoss",
     "PolicyLoss",
     "UpdateBatch",
+    "cloning_loss",
     "model_loss",
     "policy_loss",
     "td_target",
@@ -43,6 +44,7 @@ class LossSettings:
     value_coef: float = 0.1
     termination_coef: float = 1.0
     entropy_coef: float = 1e-4
+    bc_weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,35 @@ def policy_values(
     return q.mean(0).view(z.shape[:-1])
 
 
+def cloning_loss(mean: Tensor, action: Tensor, mask: Tensor | None, rho: float) -> Tensor:
+    """Squared distance of the policy's mode from the actions that were recorded: what keeps a
+    policy near its data where critics would guess.
+
+    Of all rows of a batch, as TD3+BC clones its whole data set (arXiv:2106.06860v2) and TD-M(PC)^2
+    holds the prior of TD-MPC2 to what is in its buffer (arXiv:2502.03550v1): rows that the run
+    made itself are what its planner found, and worth cloning as well. TD3+BC multiplies the value
+    by alpha / mean|Q|, alpha = 2.5, so that one number fits every scale of rewards; here the value
+    is divided by the running scale of :func:`policy_loss`, the spread of values instead of their
+    size, and the weight stands on this side.
+
+    Args:
+        mean: [H+1, B, A] means of the policy before the squashing; the last step has no recorded
+            action.
+        action: [H, B, A] recorded.
+        mask: 0/1 mask that broadcasts to [H, B, A], or None.
+        rho: Weight decay of later steps.
+
+    Returns:
+        0-d mean over components and windows, later steps weighted as in the other losses.
+    """
+    error = (torch.tanh(mean[:-1]) - action).square()  # [H, B, A]
+    if mask is None:
+        distance = error.mean(-1)
+    else:
+        distance = (error * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)
+    return distance.mean(1) @ time_weights(len(action), rho, distance)
+
+
 def policy_loss(
     model: TDMPC2Networks,
     z: Tensor,
@@ -233,8 +264,10 @@ def policy_loss(
     gather: Callable[[Tensor], Tensor] = SINGLE_PROCESS.gather,
     *,
     trains_tasks: bool = True,
+    action: Tensor | None = None,
 ) -> PolicyLoss:
-    """Climb the scaled value of the drawn critics, with an entropy bonus.
+    """Climb the scaled value of the drawn critics, with an entropy bonus, and near the recorded
+    actions where that was asked for (:func:`cloning_loss`).
 
     The published scaled entropy, -log_prob * (A * gaussian_log_prob / log_prob), is -A *
     gaussian_log_prob: the correction for the squashing cancels. It is computed in this form.
@@ -250,6 +283,7 @@ def policy_loss(
         gather: From [B] values to those of all learner ranks, whose spread is the scale.
         trains_tasks: Let the gradient reach the task embedding; False where the loss is added to
             the model's, whose optimizer would follow it.
+        action: [H, B, A] recorded actions; needed with ``settings.bc_weight`` only.
     """
     task = model.embed(task_index)
     if task is not None and not trains_tasks:
@@ -268,4 +302,8 @@ def policy_loss(
         "pi_scaled_entropy": scaled_entropy.mean(),
         "pi_scale": new_scale,
     }
+    if settings.bc_weight and action is not None:
+        cloning = cloning_loss(sample.mean, action, mask, settings.rho)
+        total = total + settings.bc_weight * cloning
+        metrics |= {"pi_loss": total, "bc_loss": cloning}
     return PolicyLoss(total, new_scale, {name: value.detach() for name, value in metrics.items()})

@@ -95,6 +95,8 @@ class TDMPC2AgentConfig(TDMPC2Sizes, TDMPC2Planning):
     """Weight of the termination loss."""
     entropy_coef: float = 1e-4
     """Weight of the policy's entropy."""
+    bc_weight: float = 0.0
+    """Weight of behaviour cloning in the policy's loss, on all rows; 0 clones nothing."""
     discount: float | None = None
     """Discount per decision; None derives it from the episode limit."""
     discount_denom: float = 5.0
@@ -181,6 +183,7 @@ BOUNDS: Mapping[str, Bounds] = {
         ("consistency_coef", "reward_coef", "value_coef", "termination_coef", "entropy_coef"),
         NOT_NEGATIVE,
     ),
+    "bc_weight": NOT_NEGATIVE,
     **dict.fromkeys(
         ("learning_rate", "encoder_lr_scale", "grad_clip", "discount_denom", "rho"), POSITIVE
     ),

@@ -123,7 +123,9 @@ class Updater:
         skipped), and the value loss [B] of each window.
         """
         model = self.step_model(batch, draws)
-        policy_metrics, policy_bad = self.step_policy(model.z, batch.task, draws, model.bad)
+        policy_metrics, policy_bad = self.step_policy(
+            model.z, batch.task, draws, model.bad, batch.action
+        )
         self.move_targets(model.bad)
         return model.metrics | policy_metrics, policy_bad, model.td_error
 
@@ -148,14 +150,27 @@ class Updater:
         return ModelStep(loss.z.detach(), loss.metrics | {"grad_norm": norm}, bad, loss.td_error)
 
     def step_policy(
-        self, z: Tensor, task: Tensor | None, draws: UpdateDraws, model_bad: Tensor
+        self,
+        z: Tensor,
+        task: Tensor | None,
+        draws: UpdateDraws,
+        model_bad: Tensor,
+        action: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Step the policy prior on latents [H+1, B, L]; returns metrics and 1.0 if it was skipped
-        (or the model was).
+        """Step the policy prior on latents [H+1, B, L], and on the actions [H, B, A] that were
+        recorded there; returns metrics and 1.0 if it was skipped (or the model was).
         """
         with autocast(self.device, self.precision):
             loss = policy_loss(
-                self.model, z, self.scale, task, draws, self.losses, self.settings.tau, self._gather
+                self.model,
+                z,
+                self.scale,
+                task,
+                draws,
+                self.losses,
+                self.settings.tau,
+                self._gather,
+                action=action,
             )
         parameters = list(self.policy_parameters.values())
         wanted = [*parameters]

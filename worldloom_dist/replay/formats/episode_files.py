@@ -5,6 +5,7 @@ format, chosen by the name of the file.
     FILE.parquet      every column of every row, as stored; needs pyarrow, which Ray brings
     minari:NAME-v0    a Minari dataset on this machine; needs the extra ``minari``
     rllib:FOLDER      episodes that RLlib recorded, or reads (``SingleAgentEpisode``)
+    lerobot:FOLDER    a LeRobot dataset v3.0 on this machine; ``?obs=COLUMN`` names its columns
 
 Inside there is one shape only: an episode is the rows of ``core.sequence``, from its ``is_first``
 row to its last one. numpy only.
@@ -22,12 +23,20 @@ from worldloom.core.sequence import Rows
 from worldloom.core.specs import EnvSpec
 from worldloom_dist.replay.formats.episode_rows import EpisodeFile
 
-__all__ = ["SOURCES", "open_episodes", "source_files", "whole_name", "write_episode_file"]
+__all__ = [
+    "SOURCES",
+    "columns_of_name",
+    "open_episodes",
+    "source_files",
+    "whole_name",
+    "write_episode_file",
+]
 
 MINARI = "minari:"
 RLLIB = "rllib:"
+LEROBOT = "lerobot:"
 SUFFIXES = ("npz", "parquet")
-SOURCES = "FILE.npz, FILE.parquet, minari:NAME-v0 or rllib:FOLDER"
+SOURCES = "FILE.npz, FILE.parquet, minari:NAME-v0, rllib:FOLDER or lerobot:FOLDER"
 WRONG_NAMES = {
     errno.EACCES,
     errno.EEXIST,
@@ -73,6 +82,10 @@ def open_as(kind: str, source: str) -> EpisodeFile:
         from worldloom_dist.replay.formats.rllib import read_rllib
 
         return read_rllib(Path(source.removeprefix(RLLIB)))
+    if kind == "lerobot":
+        from worldloom_dist.replay.formats.lerobot import read_lerobot
+
+        return read_lerobot(source.removeprefix(LEROBOT))
     from worldloom_dist.replay.formats.minari import read_minari
 
     return read_minari(source.removeprefix(MINARI))
@@ -88,8 +101,13 @@ def whole_name(source: str) -> str:
     """The same source, as a process that runs in another folder names it."""
     if source.startswith(MINARI):
         return source
-    scheme = RLLIB if source.startswith(RLLIB) else ""
+    scheme = next((name for name in (RLLIB, LEROBOT) if source.startswith(name)), "")
     return f"{scheme}{Path(source.removeprefix(scheme)).absolute()}"
+
+
+def columns_of_name(source: str) -> str:
+    """What the name of a source says of its columns; of one folder each makes other rows."""
+    return source.partition("?")[2] if source.startswith(LEROBOT) else ""
 
 
 def source_files(source: str) -> list[Path]:
@@ -107,16 +125,23 @@ def source_files(source: str) -> list[Path]:
         from worldloom_dist.replay.formats.rllib import rllib_files
 
         return rllib_files(Path(source.removeprefix(RLLIB)))
+    if source.startswith(LEROBOT):
+        from worldloom_dist.replay.formats.lerobot_layout import lerobot_files
+
+        return lerobot_files(source.removeprefix(LEROBOT))
     return [Path(source)]
 
 
-def write_episode_file(target: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
+def write_episode_file(target: str, env: EnvSpec, episodes: Iterable[Rows]) -> list[str]:
     """Write whole episodes; the file appears whole or not at all.
 
     Args:
         target: Where, and by its name in which format.
         env: Whose episodes.
         episodes: With the columns of ``env``, each from ``is_first`` to its last row.
+
+    Returns:
+        Sentences on what the format made of them; mostly none.
 
     Raises:
         ConfigurationError: If the name says no known format or cannot be written to, or the format
@@ -130,7 +155,7 @@ def write_episode_file(target: str, env: EnvSpec, episodes: Iterable[Rows]) -> N
             f"{target}: is a folder; name a file, for example {Path(target) / f'data.{kind}'}"
         )
     try:
-        _write(kind, target, env, episodes)
+        return _write(kind, target, env, episodes)
     except OSError as error:
         if error.errno in WRONG_NAMES:
             raise ConfigurationError(
@@ -142,7 +167,11 @@ def write_episode_file(target: str, env: EnvSpec, episodes: Iterable[Rows]) -> N
         ) from error
 
 
-def _write(kind: str, target: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
+def _write(kind: str, target: str, env: EnvSpec, episodes: Iterable[Rows]) -> list[str]:
+    if kind == "lerobot":
+        from worldloom_dist.replay.formats.lerobot_writer import write_lerobot
+
+        return write_lerobot(target.removeprefix(LEROBOT), env, episodes)
     if kind == "npz":
         from worldloom_dist.replay.formats.npz import write_npz
 
@@ -159,6 +188,7 @@ def _write(kind: str, target: str, env: EnvSpec, episodes: Iterable[Rows]) -> No
         from worldloom_dist.replay.formats.minari import write_minari
 
         write_minari(target.removeprefix(MINARI), env, episodes)
+    return []
 
 
 def _kind(name: str) -> str:
@@ -166,6 +196,8 @@ def _kind(name: str) -> str:
         return "minari"
     if name.startswith(RLLIB) and len(name) > len(RLLIB):
         return "rllib"
+    if name.startswith(LEROBOT) and len(name) > len(LEROBOT):
+        return "lerobot"
     suffix = Path(name).suffix.lower().removeprefix(".")
     if suffix in SUFFIXES:
         return suffix

@@ -33,12 +33,14 @@ class EpisodeFile:
         notes: Sentences on what is not used and what had to be concluded; complete once all
             episodes are read.
         repeated: Episodes so far of which the file does not say what the last action led to.
+        choose: What to do when it is of another env than the run.
     """
 
     env: EnvSpec
     episodes: Iterator[Rows]
     notes: list[str] = field(default_factory=list)
     repeated: int = 0
+    choose: str = "name a file of the same env"
 
 
 def fit_rows(rows: Rows, columns: Mapping[str, ArraySpec], source: str) -> Rows:

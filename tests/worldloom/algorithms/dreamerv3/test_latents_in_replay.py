@@ -90,3 +90,32 @@ def test_filtering_what_was_acted_gives_the_states_of_acting() -> None:
     np.testing.assert_allclose(
         posterior.deter[0].numpy(), np.stack(deters[1:]), rtol=1e-2, atol=5e-3
     )
+
+
+def test_a_row_without_a_latent_starts_from_what_the_model_makes_of_it() -> None:
+    """As the policy would have, had it begun there; rows that have one keep it, bit for bit."""
+    env = env_of("vector", "Box")
+    agent = make_agent(tiny(batch_size=3), env)
+    model = agent.all_networks.model
+    with torch.no_grad():  # biases are zero at first, and then a deter is, too
+        model.dyn.gru.bias.normal_()
+    agent.refresh()
+    rows, _ = acted_rows(agent, env, 7)
+    windows = {name: np.stack([array] * 3) for name, array in rows.items()}
+    for name in (LATENT_DETER, LATENT_STOCH):
+        windows[name][1] = 0
+    windows["is_first"][:, 0] = False
+    batch = SequenceBatch.from_columns(windows).map(torch.from_numpy)
+    stored = stored_state(batch, model)
+    start = window_batch(batch, model, 1).start
+    for one, old in zip(start, stored, strict=True):
+        assert torch.equal(one[[0, 2]], old[[0, 2]])
+    obs = {name: array[:1] for name, array in rows.items() if name.startswith("obs")}
+    begun = agent.act(obs, agent.initial_carry(1), np.ones(1, bool), explore=False)
+    np.testing.assert_allclose(start.deter[1].numpy(), begun.carry["deter"][0], atol=1e-6)
+    assert start.deter[1].any()
+    assert start.stoch[1].reshape(-1, agent.config.classes).sum(-1).eq(1).all()
+    state = torch.random.get_rng_state()
+    window_batch(batch, model, 1)
+    assert torch.equal(state, torch.random.get_rng_state()), "nothing is drawn"
+    assert torch.isfinite(agent.train_step(batch).metrics["loss/total"])

@@ -19,6 +19,7 @@ from tests.worldloom.algorithms.tdmpc2.tiny import (
 )
 from worldloom.algorithms.registry import agent_spec, make_agent, make_policy
 from worldloom.algorithms.tdmpc2.agent import TDMPC2Agent
+from worldloom.algorithms.tdmpc2.losses import cloning_loss
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.specs import ArraySpec, EnvSpec
@@ -307,3 +308,35 @@ def test_a_plan_in_half_precision_is_near_the_one_in_single() -> None:
     assert np.array_equal(found["auto"], found["float32"])
     assert not np.array_equal(found["bfloat16"], found["float32"])
     assert np.abs(found["bfloat16"] - found["float32"]).mean() < 0.1
+
+
+def test_behaviour_cloning_of_weight_zero_changes_no_bit_and_a_larger_one_nears_the_data() -> None:
+    env = make_env()
+    batches = [random_batch(env, tiny_config(), seed) for seed in range(3)]
+    plain, zero, cloning = build(env), build(env, bc_weight=0.0), build(env, bc_weight=50.0)
+    for batch in batches:
+        without = plain.train_step(batch)
+        same = zero.train_step(batch)
+        assert set(without.metrics) == set(same.metrics)
+        assert "bc_loss" not in same.metrics
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, zero.model.state_dict()[name]), name
+    losses = [float(cloning.train_step(batches[0]).metrics["bc_loss"]) for _ in range(60)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] > 0
+
+
+def test_cloning_is_the_mean_squared_distance_of_the_mode_from_the_actions() -> None:
+    rng = np.random.default_rng(0)
+    mean = torch.from_numpy(rng.normal(size=(3, 4, 2)))
+    action = torch.from_numpy(rng.uniform(-1, 1, (2, 4, 2)))
+    by_hand = 0.0
+    for t in range(2):
+        for b in range(4):
+            for a in range(2):
+                error = np.tanh(mean[t, b, a].item()) - action[t, b, a].item()
+                by_hand += 0.5**t * error**2 / (2 * 4 * 2)
+    assert cloning_loss(mean, action, None, 0.5).item() == pytest.approx(by_hand)
+    mask = torch.tensor([1.0, 0.0], dtype=mean.dtype)
+    first_only = cloning_loss(mean[..., :1], action[..., :1], None, 0.5)
+    assert cloning_loss(mean, action, mask, 0.5).item() == pytest.approx(first_only.item())
