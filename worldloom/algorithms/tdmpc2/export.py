@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from worldloom.algorithms.tdmpc2.agent import TDMPC2Policy
 from worldloom.algorithms.tdmpc2.draws import PlanDraws
 from worldloom.algorithms.tdmpc2.planner import plan
+from worldloom.algorithms.tdmpc2.trained import refuse_tasks
 from worldloom.core.policy_step import PolicyStep
 from worldloom.core.protocol import ActOutput, Carry, Policy
 from worldloom.core.specs import ArraySpec, EnvSpec
@@ -184,7 +185,12 @@ class PlannerStep(nn.Module):
 
 
 def make_step(policy: TDMPC2Policy, *, planner: bool) -> tuple[Policy, PolicyStep]:
-    """The policy that acts as the step does, and the step: the planner, or the prior alone."""
+    """The policy that acts as the step does, and the step: the planner, or the prior alone.
+
+    Raises:
+        ConfigurationError: If it acts in several tasks.
+    """
+    refuse_tasks(policy.config.name, policy.env)
     if planner:
         return policy, PlannerStep(policy)
     return PriorPolicy(policy), PriorStep(policy)
