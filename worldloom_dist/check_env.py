@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     hints = typing.get_type_hints(EnvConfig)
     for field in dataclasses.fields(EnvConfig):
-        if field.name != "env":
+        if field.name not in ("env", "tasks"):
             kind: Any = next(
                 option for option in typing.get_args(hints[field.name]) if option is not type(None)
             )

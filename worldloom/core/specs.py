@@ -20,6 +20,7 @@ __all__ = [
     "ACTION",
     "OBS",
     "TASK",
+    "TASK_NAME",
     "ArraySpec",
     "EnvSpec",
     "TaskSpec",
@@ -34,6 +35,7 @@ TASK = "task"
 """Observation key of several tasks: the number of the task in the list, an int32 scalar."""
 
 TASK_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+"""What a task may be called."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ from worldloom_dist.run.resuming import resume_problems
 
 __all__ = ["UsageError", "flag_names", "parse", "read_config"]
 
-HIDDEN = ("agent_overrides",)
+HIDDEN = ("agent_overrides", "tasks")
+"""Fields that are filled from others and are no flags."""
 MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 SWITCHES = ("--tensorboard", "--wandb", "--trackio", "--mlflow", "--otel")
 """Flags that mean True when no value follows."""
