@@ -23,7 +23,8 @@ from worldloom.core.exceptions import (
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.json_text import to_json
 from worldloom.core.program import called, interruptible
-from worldloom.envs.config import EnvConfig, EnvLimits
+from worldloom.envs.config import TASKS_SUITE, EnvConfig, EnvLimits
+from worldloom.envs.tasks import read_tasks
 from worldloom_dist.run.console import stdout_to_stderr
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ def main(words: Sequence[str] | None = None) -> int:
         usual.agent_config()
         with stdout_to_stderr():
             env = EnvConfig(**settings)
+            if env.suite == TASKS_SUITE:
+                names = ", ".join(task["env"] for task in read_tasks(env.env).values())
+                raise ConfigurationError(
+                    f"env: check-env looks at one env at a time, and {env.env!r} names several "
+                    f"({names}); name one of them"
+                )
             report = check_env(env, steps=options["steps"], seed=options["seed"], limits=limits)
             if report.is_good:
                 _rehearse(report, usual, env, options)

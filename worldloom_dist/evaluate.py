@@ -188,11 +188,11 @@ def _played(config: RunConfig, run_dir: Path, env: str | None, *, trust_env: boo
     Raises:
         ConfigurationError: If a run without an env has none to play in, or another one names one.
     """
-    code_of_env = config.env.env
+    code_of_env = config.env.played
     if config.env.is_none:
         config = dataclasses.replace(config, env=recorded_env(run_dir, env))
         # who names an env has agreed to its code, and to that alone
-        code_of_env = config.env.env if env is None else code_of_env
+        code_of_env = config.env.played if env is None else code_of_env
     elif env is not None:
         raise ConfigurationError(
             f"env: {run_dir} was trained in {config.env.env}, and plays there; leave --env out"

@@ -231,6 +231,11 @@ class EnvSpec:
         """The column of a stored row that tells its task; None for one task alone."""
         return column_name(OBS, TASK) if self.tasks else None
 
+    @property
+    def played(self) -> str:
+        """The name of the env; of several tasks the names of all that are built, with commas."""
+        return ",".join(task.env for task in self.tasks) or self.name
+
     def action_mask(self) -> np.ndarray:
         """``[tasks, A]`` float32: 1 for the action components that each task uses."""
         size = sum(spec.size for spec in self.action.values())

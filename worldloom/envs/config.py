@@ -173,10 +173,30 @@ class EnvConfig:
         """
         if not self.tasks:
             return (self,)
-        return tuple(
-            dataclasses.replace(self, env=task["env"], **{**task["settings"], "tasks": {}})
-            for task in self.tasks.values()
-        )
+        try:
+            return tuple(
+                dataclasses.replace(self, env=task["env"], **{**task["settings"], "tasks": {}})
+                for task in self.tasks.values()
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigurationError(
+                f"env.tasks of {self.env!r} cannot be read ({error!r}); restore config.json from "
+                "a copy"
+            ) from error
+
+    @property
+    def played(self) -> str:
+        """The name of the env; of several tasks the names of all that are built, with commas.
+
+        Raises:
+            ConfigurationError: If it names several tasks and does not hold what they are.
+        """
+        if self.suite == TASKS_SUITE and not self.tasks:
+            raise ConfigurationError(
+                f"env {self.env!r} names several tasks, and env.tasks does not say which; restore "
+                "config.json from a copy"
+            )
+        return ",".join(part.env for part in self.parts())
 
     @classmethod
     def from_settings(cls, env: str, settings: Mapping[str, Any]) -> EnvConfig:

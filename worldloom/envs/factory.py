@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.specs import EnvSpec
+from worldloom.core.specs import OBS, EnvSpec
 from worldloom.envs.building import foreign_code
 from worldloom.envs.config import TASKS_SUITE, EnvConfig, EnvLimits
 from worldloom.envs.surroundings import Surroundings, kept
@@ -156,9 +156,22 @@ def probe_env(config: EnvConfig) -> tuple[EnvSpec, int | None]:
     return env.spec, env.num_envs if env.num_envs > 1 else None
 
 
-def probed(config: EnvConfig) -> EnvConfig:
+def _look(config: EnvConfig) -> tuple[EnvConfig, EnvSpec, int | None]:
+    alone = config.resolved()
+    return alone, *probe_env(alone)
+
+
+def probed(
+    config: EnvConfig,
+    look: Callable[[EnvConfig], tuple[EnvConfig, EnvSpec, int | None]] = _look,
+) -> EnvConfig:
     """A list of tasks with what each of them gives and takes; the env of one that is not known yet
     is built once.
+
+    Args:
+        config: Whose ``env`` names a list; another is returned as it is.
+        look: Resolves the settings of one task as they were typed, and says what
+            :func:`probe_env` does of its env.
 
     Raises:
         ConfigurationError, MissingDependencyError: As :func:`make_env`; also if a task cannot be
@@ -169,10 +182,12 @@ def probed(config: EnvConfig) -> EnvConfig:
     config = config if config.tasks else with_tasks(config)
     if has_sizes(config):
         return config
-    tasks = {}
+    tasks: dict[str, Any] = {}
     for (name, entry), part in zip(config.tasks.items(), config.parts(), strict=True):
-        alone = part.resolved()
-        spec, size = probe_env(alone)
+        if OBS in entry:
+            tasks[name] = entry
+            continue
+        alone, spec, size = look(part)
         if size is not None:
             raise ConfigurationError(
                 f"env: task {name!r} ({part.env}) is a vector env of {size} envs, and several "
@@ -225,6 +240,8 @@ def make_raw(
             "env 'none' is for offline training and has nothing to step; name an "
             "env, for example gym:Pendulum-v1"
         )
+    if config.suite == TASKS_SUITE:
+        raise ConfigurationError(f"env {config.env!r} names several tasks; name one of them")
     suite: Any = importlib.import_module(f"worldloom.envs.suites.{SUITE_MODULES[config.suite]}")
     options: dict[str, Any] = {"renders": renders} if SUITE_MODULES[config.suite] in DRAWING else {}
     raw: RawEnv | GymVectorEnv[Any, Any, Any]

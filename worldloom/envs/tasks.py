@@ -24,6 +24,7 @@ from worldloom.envs.config import TASKS_SUITE, EnvConfig
 from worldloom.envs.task_sets import TASK_SETS
 
 __all__ = [
+    "check_one_task",
     "has_sizes",
     "joined_spec",
     "read_tasks",
@@ -41,6 +42,8 @@ REFUSED: Mapping[str, str] = {
     "rllib": "RLlib's envs are known to Ray's own processes only",
 }
 """Suites whose envs cannot be a task among others, and why."""
+NAMED = 10
+"""Tasks that a sentence names."""
 LONGEST_NAME = 60
 """Of a task, which is a part of file names."""
 MOST_FILE_BYTES = 1_000_000
@@ -204,6 +207,24 @@ def joined_spec(config: EnvConfig) -> EnvSpec:
         settings=config.settings(),
         tasks=tasks,
     )
+
+
+def check_one_task(spec: EnvSpec, what: str) -> None:
+    """Refuse what is for one task where there are several.
+
+    Args:
+        spec: Of the env.
+        what: That needs one task, for the sentence.
+
+    Raises:
+        ConfigurationError: Names the tasks.
+    """
+    if spec.tasks:
+        names = ", ".join(task.name for task in spec.tasks[:NAMED])
+        more = "" if len(spec.tasks) <= NAMED else f" and {len(spec.tasks) - NAMED} more"
+        raise ConfigurationError(
+            f"{what} is for one task, and {spec.name} has {len(spec.tasks)} ({names}{more})"
+        )
 
 
 def _of_list(envs: Sequence[str]) -> dict[str, Entry]:

@@ -43,7 +43,7 @@ class ThreadCheck:
 
     def __init__(self, config: EnvConfig) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        if config.suite not in SUITES or config.is_none:
+        if config.is_none or not any(part.suite in SUITES for part in config.parts()):
             return
         self._answer, theirs = os.pipe()
         command = [sys.executable, "-m", "worldloom.envs.thread_check", str(theirs)]
@@ -99,6 +99,9 @@ def needs_main_thread(config: EnvConfig) -> str:
     Raises:
         ConfigurationError: If it fails in both.
     """
+    if config.tasks:
+        foreign = [part for part in config.parts() if part.suite in SUITES]
+        return next(filter(None, map(needs_main_thread, foreign)), "")
     reason = _in_a_thread(lambda: _try(config))
     failure = _try(config) if reason else ""
     if failure:

@@ -25,7 +25,7 @@ import numpy as np
 from worldloom.core.exceptions import EnvFailureError, StateError, TrainingError
 from worldloom.core.metrics import HistogramBuilder, MetricMap, Sum, merge_into
 from worldloom.core.sequence import NO_POLICY, StreamId
-from worldloom.core.specs import ACTION, OBS, ArraySpec, all_finite, column_name
+from worldloom.core.specs import ACTION, OBS, TASK, ArraySpec, all_finite, column_name
 from worldloom.envs.building import FOREIGN_ERRORS, error_text
 from worldloom.envs.vector import EnvStep, RandomActions, VectorEnv
 from worldloom_dist.actors.acting import ActClient, Actions, check_actions
@@ -47,15 +47,18 @@ class EpisodeResult:
         episode_return: Sum of its rewards.
         length: Decisions.
         reason: ``terminated``, ``truncated``, or ``error`` when the env failed.
+        task: Of several, the one that was played.
     """
 
     episode_return: float
     length: int
     reason: str
+    task: str = ""
 
     def to_fact(self) -> dict[str, Any]:
         """As the metrics hub takes it."""
-        return {"return": self.episode_return, "length": self.length, "reason": self.reason}
+        fact = {"return": self.episode_return, "length": self.length, "reason": self.reason}
+        return fact | {"task": self.task} if self.task else fact
 
 
 class RolloutWorker:
@@ -145,6 +148,8 @@ class RolloutWorker:
         self._question: Callable[[], Actions] | None = None
         self._returns = [0.0] * self.num_envs
         self._lengths = [-1] * self.num_envs
+        self._mask = self.spec.action_mask() if self.spec.tasks else None
+        self._tasks = [0] * self.num_envs
         self._episodes: list[EpisodeResult] = []
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._faults: Counter[str] = Counter()
@@ -220,6 +225,8 @@ class RolloutWorker:
         question = self._question
         self._question = None  # if it fails, it can be asked again
         choice = question()
+        if self._mask is not None:
+            choice = self._masked(choice, row)
         chosen = self._clock()
         made = self.agent_steps
         written = self._store(row, choice)
@@ -334,6 +341,8 @@ class RolloutWorker:
             saved_row = {name: np.array(value) for name, value in state["row"].items()}
             obs = {key: saved_row.pop(f"obs/{key}") for key in self.spec.obs}
             self._arrive(EnvStep(obs=obs, **saved_row))
+            if self._mask is not None:
+                self._tasks = obs[TASK].tolist()
 
     def _env_state(self) -> Any:
         """What the envs go on from; None where one cannot give it, or gives what no file takes."""
@@ -457,6 +466,14 @@ class RolloutWorker:
     def _random_actions(self) -> Actions:
         return Actions(self._random(), {}, NO_POLICY)
 
+    def _masked(self, choice: Actions, row: EnvStep) -> Actions:
+        """The decision with zeros in what the tasks of the rows do not have: random ones have
+        numbers there.
+        """
+        assert self._mask is not None
+        mask = self._mask[row.obs[TASK]]  # [N, A]
+        return choice._replace(action={ACTION: choice.action[ACTION] * mask})
+
     def _store(self, row: EnvStep, choice: Actions) -> int:
         columns = self._columns(row, choice)
         is_live = row.live.tolist()
@@ -470,6 +487,8 @@ class RolloutWorker:
                 continue
             written += 1
             if is_first[index]:
+                if self._mask is not None:
+                    self._tasks[index] = int(row.obs[TASK][index])
                 self._returns[index] = 0.0
                 self._lengths[index] = 0
             else:
@@ -506,7 +525,11 @@ class RolloutWorker:
 
     def _end_episode(self, index: int, reason: str) -> None:
         if self._lengths[index] >= 0:
-            self._episodes.append(EpisodeResult(self._returns[index], self._lengths[index], reason))
+            tasks = self.spec.tasks
+            task = tasks[self._tasks[index]].name if tasks else ""
+            self._episodes.append(
+                EpisodeResult(self._returns[index], self._lengths[index], reason, task)
+            )
         self._lengths[index] = -1
 
 

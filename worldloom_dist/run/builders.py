@@ -41,6 +41,7 @@ from worldloom_dist.run.plan import (
     group_sizes,
     role_seed,
 )
+from worldloom_dist.run.tasks import env_cycles
 
 if TYPE_CHECKING:
     from worldloom.training.checkpoints import CheckpointStore
@@ -95,7 +96,14 @@ def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs
         config.runtime == "ray" and config.envs_per_worker > 1 and supervised
     )
     seed = role_seed(plan, "worker", slot, incarnation, *([first_env] if first_env else []))
-    return make_env(plan.env, num_envs=num_envs, seed=seed, limits=limits, processes=processes)
+    return make_env(
+        plan.env,
+        num_envs=num_envs,
+        seed=seed,
+        limits=limits,
+        processes=processes,
+        cycles=env_cycles(plan, slot, first_env, num_envs),
+    )
 
 
 def worker_memory(plan: Plan) -> MemoryWatch:

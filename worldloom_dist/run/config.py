@@ -378,6 +378,7 @@ class RunConfig:
                 f"learner.device must be auto, cpu, cuda or cuda:N, got {self.learner.device!r}"
             )
         found += self._gateway_problems()
+        found += self._task_problems()
         obstacle = "" if self.runtime == "local" else self.standby_obstacle
         if self.learner.standby == "on" and obstacle:
             found.append(f"learner.standby must be auto or off here, got 'on': {obstacle}")
@@ -390,6 +391,22 @@ class RunConfig:
         if self.barrier and (self.workers > 1 or self.inference == "central"):
             found.append("barrier needs --workers 1 and a policy in the worker (--inference local)")
         return found
+
+    def _task_problems(self) -> list[str]:
+        if not self.env.tasks:
+            return []
+        single = {
+            "eval_episodes": self.eval_episodes > 0,
+            "gateway_port": self.gateway_port is not None,
+            "replay.load": bool(self.replay.load),
+            "replay.held_out": bool(self.replay.held_out),
+            "init_from": self.init_from is not None,
+        }
+        return [
+            f"{name} is for one task, and --env names {len(self.env.tasks)}; leave it out"
+            for name, is_set in single.items()
+            if is_set
+        ]
 
     def _gateway_problems(self) -> list[str]:
         if self.gateway_port is None:

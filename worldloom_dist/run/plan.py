@@ -25,8 +25,9 @@ from worldloom.core.protocol import AgentSpec
 from worldloom.core.seeds import seed_of
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.rate_limiter import RateLimits
-from worldloom.envs.config import EnvConfig
-from worldloom.envs.factory import probe_env
+from worldloom.envs.config import TASKS_SUITE, EnvConfig
+from worldloom.envs.factory import probe_env, probed
+from worldloom.envs.tasks import joined_spec
 from worldloom_dist.replay.budget import ReplayBudget
 from worldloom_dist.replay.imports import split_sources
 from worldloom_dist.replay.planning import (
@@ -225,7 +226,15 @@ def resolve(
         size = None
     else:
         env, observed, size = resolve_env(config.env, env_defaults(agent))
+        if env.tasks:
+            own = dataclasses.replace(config.env, tasks=env.tasks)
+            config = dataclasses.replace(config, env=own)
     spec = resolve_windows(config, agent_spec(agent, observed))
+    if observed.tasks and not spec.knows_tasks:
+        raise ConfigurationError(
+            f"agent {spec.name} learns one task, and --env names {len(observed.tasks)}; use an "
+            "agent that learns several (tdmpc2), or name one env"
+        )
     # nothing is inserted, so nothing is owed: all updates are pretraining after a prefill of
     # nothing
     if config.env.is_none:
@@ -301,12 +310,15 @@ def resolve_env(
     else the suite's own.
 
     The agent's settings for images concern only envs that observe some. The env is built once, and
-    once more if the agent's settings change it.
+    once more if the agent's settings change it; of several tasks each one alone.
 
     Returns:
         The settings, and what :func:`~worldloom.envs.factory.probe_env` says about the env with
         them.
     """
+    if own.suite == TASKS_SUITE:
+        env = probed(own, lambda part: resolve_env(part, published))
+        return env, joined_spec(env), None
     alone = own.resolved()
     defaults = dict(published.get(own.family, {}))
     spec, size = probe_env(alone)

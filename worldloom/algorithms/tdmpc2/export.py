@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from worldloom.algorithms.tdmpc2.agent import TDMPC2Policy
 from worldloom.algorithms.tdmpc2.draws import PlanDraws
 from worldloom.algorithms.tdmpc2.planner import plan
-from worldloom.algorithms.tdmpc2.trained import refuse_tasks
 from worldloom.core.policy_step import PolicyStep
 from worldloom.core.protocol import ActOutput, Carry, Policy
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.core.weights import WeightsSnapshot
+from worldloom.envs.tasks import check_one_task
 from worldloom.nn.shift_crop import SHIFT_PAD
 
 __all__ = ["PlannerStep", "PriorPolicy", "PriorStep", "make_step"]
@@ -190,7 +190,7 @@ def make_step(policy: TDMPC2Policy, *, planner: bool) -> tuple[Policy, PolicySte
     Raises:
         ConfigurationError: If it acts in several tasks.
     """
-    refuse_tasks(policy.config.name, policy.env)
+    check_one_task(policy.env, "an exported agent")
     if planner:
         return policy, PlannerStep(policy)
     return PriorPolicy(policy), PriorStep(policy)

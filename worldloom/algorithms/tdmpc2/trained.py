@@ -15,8 +15,9 @@ from worldloom.algorithms.tdmpc2.config import TDMPC2Config
 from worldloom.algorithms.tdmpc2.spec import TDMPC2AgentConfig, resolve
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import EnvSpec
+from worldloom.envs.tasks import check_one_task
 
-__all__ = ["public_config", "public_weights", "refuse_tasks"]
+__all__ = ["public_config", "public_weights"]
 
 
 def public_config(config: TDMPC2AgentConfig, env: EnvSpec, device: str) -> TDMPC2Config:
@@ -25,7 +26,7 @@ def public_config(config: TDMPC2AgentConfig, env: EnvSpec, device: str) -> TDMPC
     Raises:
         ConfigurationError: If the env has what a public model cannot read.
     """
-    refuse_tasks(config.name, env)
+    check_one_task(env, "a world model of its own")
     spaces = public_spaces(env)
     is_image = next(iter(env.obs.values())).is_image
     if is_image != (len(spaces["obs_shape"]) == 3):
@@ -48,21 +49,6 @@ def public_config(config: TDMPC2AgentConfig, env: EnvSpec, device: str) -> TDMPC
         episodic=resolved.episodic == "on",
         device=device,
     )
-
-
-def refuse_tasks(agent: str, env: EnvSpec) -> None:
-    """Refuse an agent of several tasks where the agent of one is needed.
-
-    Raises:
-        ConfigurationError: If the env has several.
-    """
-    if env.tasks:
-        names = ", ".join(task.name for task in env.tasks[:10])
-        more = "" if len(env.tasks) <= 10 else f" and {len(env.tasks) - 10} more"
-        raise ConfigurationError(
-            f"agent {agent} plays {len(env.tasks)} tasks ({names}{more}), and this needs the agent "
-            "of one task"
-        )
 
 
 def public_weights(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -249,9 +249,9 @@ def test_only_an_agent_that_says_so_knows_tasks() -> None:
 def test_what_needs_one_task_says_so() -> None:
     with pytest.raises(ConfigurationError, match=r"agent\.episodic on is for one task"):
         make(episodic="on")
-    with pytest.raises(ConfigurationError, match=r"plays 2 tasks \(a, b\)"):
+    with pytest.raises(ConfigurationError, match=r"is for one task, and tasks has 2 \(a, b\)"):
         make_step("tdmpc2:ci", make_policy(tiny_config(), TWO), planner=False)
-    with pytest.raises(ConfigurationError, match=r"plays 2 tasks \(a, b\)"):
+    with pytest.raises(ConfigurationError, match=r"is for one task, and tasks has 2 \(a, b\)"):
         trained_config(tiny_config(), TWO, "cpu")
 
 
