@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from worldloom_dist.evaluate import evaluate
 from worldloom_dist.launch import main as launch
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.verify import verify_run
+from worldloom_dist.run.builders import build_shard
 from worldloom_dist.run.claim import run_name
 from worldloom_dist.run.cli import parse, read_config
 from worldloom_dist.run.plan import Plan, resolve
@@ -168,3 +170,27 @@ def test_code_of_a_task_does_not_run_unasked(
     assert not list(tmp_path.glob("*.ran"))
     sign_run(tmp_path, "toy:point,evil:Env")
     assert (tmp_path / "owner.sig").exists()
+
+
+def test_every_task_is_trained_by_its_share_and_a_shard_that_is_opened_again_draws_alike(
+    made: Path, tmp_path: Path
+) -> None:
+    replay = shutil.copytree(made / "replay", tmp_path / "replay")
+    plan = resolve(read_config(made))
+    drawn = []
+    for _ in range(2):
+        shard = build_shard(plan, 0, replay)
+        rows = shard.rows.buffer
+        windows = rows.sample(300, np.random.default_rng(0))
+        shard.close()
+        drawn.append(windows.columns)
+    for name, column in drawn[0].items():
+        np.testing.assert_array_equal(column, drawn[1][name])
+    counts = np.bincount(drawn[0]["obs/task"][:, 0], minlength=3)
+    assert counts.min() > 50
+
+
+def test_balanced_replay_needs_several_tasks() -> None:
+    with pytest.raises(ConfigurationError, match="'balanced' balances several tasks"):
+        plan_of("--env", "toy:point", "--replay.selector", "balanced")
+    assert plan_of(*TWO, "--replay.selector", "uniform")

@@ -215,6 +215,11 @@ METRICS: dict[str, MetricInfo] = {
         "a few publish intervals",
         "grows: see pulls",
     ),
+    "sampled_windows_total": _counter(
+        "Windows trained, by task; of a run of several tasks only.",
+        "alike for all tasks",
+        "one stays behind: its episodes are shorter than a window, or it is not played",
+    ),
     "sample_age_seconds": _histogram(
         "Age of a sampled row: insert to use in an update.", "grows up to the replay's span"
     ),

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,6 +246,7 @@ def build_learner(
         "compile": "off" if reason else own.compile,
         "ranks": plan.config.learners,
         "weights_dtype": own.weights_dtype,
+        "tasks": [task.name for task in plan.env_spec.tasks],
     }
     learner = Learner(
         agent,
@@ -411,6 +413,8 @@ def build_shard(
 ) -> ReplayShard:
     """Replay shard ``index``; finds what an earlier process journalled, and says how far it is."""
     replay = plan.config.replay
+    tasks = len(plan.env_spec.tasks)
+    selector = parse_selector(replay.selector, has_tasks=bool(tasks))
     return ReplayShard(
         index,
         plan.columns,
@@ -426,7 +430,8 @@ def build_shard(
         if plan.budget and plan.budget.hot_bytes is not None
         else None,
         is_mapped=plan.budget is not None and plan.budget.is_mapped,
-        make_selector=parse_selector(replay.selector).build,
+        make_selector=partial(selector.build, tasks=tasks),
+        task_column=plan.env_spec.task_column,
         progress=progress,
     )
 

@@ -229,7 +229,7 @@ def resolve(
         if env.tasks:
             own = dataclasses.replace(config.env, tasks=env.tasks)
             config = dataclasses.replace(config, env=own)
-    spec = resolve_windows(config, agent_spec(agent, observed))
+    spec = resolve_windows(config, agent_spec(agent, observed), observed)
     if observed.tasks and not spec.knows_tasks:
         raise ConfigurationError(
             f"agent {spec.name} learns one task, and --env names {len(observed.tasks)}; use an "
