@@ -20,6 +20,7 @@ from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.evaluate import evaluate
 from worldloom_dist.launch import main as launch
 from worldloom_dist.metrics.media import subject_of
+from worldloom_dist.page.state import RunState
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.verify import verify_run
 from worldloom_dist.run.builders import build_shard
@@ -256,3 +257,35 @@ def test_a_video_of_each_task_is_named_after_it(
 def test_an_evaluation_that_takes_too_long_names_the_task(made: Path) -> None:
     with pytest.raises(EvaluationStoppedError, match=r"longer than 1e-06 s: .*task point, 0 of 3"):
         evaluate(made, timeout_s=1e-6)
+
+
+def test_the_page_and_the_metrics_tell_the_tasks_apart(made: Path) -> None:
+    records = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+    last = [record for record in records if record["kind"] == "train"][-1]
+    assert (
+        sum(last[f"task_agent_steps_total{{task={name}}}"] for name in NAMES)
+        == (last["agent_steps_total"])
+    )
+    windows = [last[f"sampled_windows_total{{task={name}}}"] for name in NAMES]
+    assert sum(windows) == 4 * last["train_steps"], "windows of every batch"
+    state = RunState(made).read()
+    rows = state["run"]["tasks"]
+    assert [row["name"] for row in rows] == NAMES
+    evaluated = json.loads((made / "summary.json").read_text())["eval"]["tasks"]
+    assert [row["eval"] for row in rows] == [evaluated[name]["return_mean"] for name in NAMES]
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert rows[0]["train"] == last["task_return_mean{split=train,task=point}"]
+
+
+def test_a_run_of_one_task_has_no_word_of_tasks(tmp_path: Path) -> None:
+    words = [*TINY["tdmpc2:ci"], "--env", "toy:point", "--env-steps", "100", "--eval-episodes", "1"]
+    assert start(tmp_path / "run", *words).run() == "completed"
+    assert "task" not in (tmp_path / "run/metrics.jsonl").read_text()
+    assert "task" not in (tmp_path / "run/summary.json").read_text()
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert "tasks" not in config["env"]
+    assert config["run"]["env"]["tasks"] == {}
+    for manifest in (tmp_path / "run/checkpoints").glob("*/manifest.json"):
+        facts = json.loads(manifest.read_text())["facts"]
+        assert "tasks" not in facts["env"]["settings"]
+    assert RunState(tmp_path / "run").read()["run"]["tasks"] == []

@@ -153,7 +153,7 @@ METRICS: dict[str, MetricInfo] = {
     ),
     "task_agent_steps_total": _counter(
         "Decisions, by task; of a run of several tasks only.",
-        "alike for all tasks",
+        "in proportion to the length of their episodes",
         "flat for one: its envs fail, or none plays it",
     ),
     "eval_last_timestamp_seconds": _gauge(

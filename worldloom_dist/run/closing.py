@@ -59,7 +59,7 @@ def closing_lines(config: RunConfig, shown: Path, folder: RunFolder) -> list[str
         line
         for line in (
             result_line(summary.get("eval") or {}),
-            _best(shown, folder),
+            _best(shown, folder, "score" if "score" in (summary.get("eval") or {}) else "return"),
             _video(shown, summary),
         )
         if line
@@ -110,7 +110,7 @@ def _video(shown: Path, summary: Mapping[str, Any]) -> str:
     return f"video    {shown / 'videos' / videos[0]}" if videos else ""
 
 
-def _best(shown: Path, folder: RunFolder) -> str:
+def _best(shown: Path, folder: RunFolder, measure: str) -> str:
     """Where the best checkpoint is, and how good."""
     manifest = folder.checkpoints / "best" / "manifest.json"
     try:
@@ -118,4 +118,4 @@ def _best(shown: Path, folder: RunFolder) -> str:
         score = float(facts["score"])
     except (OSError, ValueError, KeyError, TypeError):  # none, or kept elsewhere
         return ""
-    return f"best     {shown / 'checkpoints' / 'best'}: return {score:.1f}"
+    return f"best     {shown / 'checkpoints' / 'best'}: {measure} {score:.1f}"
