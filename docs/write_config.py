@@ -140,6 +140,8 @@ def table(kind, texts, section=""):
     fields = {f.name: f for f in dataclasses.fields(kind)}
     lines = ["| Flag | Default | Meaning |", "|---|---|---|"]
     for name, text in texts.items():
+        if kind is EnvConfig and name == "tasks":  # filled, not typed
+            continue
         typed = flag(f"{section}.{name}" if section else name)
         if kind is EnvConfig and name != "env":
             typed = flag(f"env.{name}")

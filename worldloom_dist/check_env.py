@@ -26,7 +26,8 @@ from worldloom.core.fields import Bounds, checked
 from worldloom.core.json_text import to_json
 from worldloom.core.program import called, interruptible
 from worldloom.core.specs import EnvSpec
-from worldloom.envs.config import EnvConfig, EnvLimits
+from worldloom.envs.config import TASKS_SUITE, EnvConfig, EnvLimits
+from worldloom.envs.tasks import read_tasks
 from worldloom_dist.run.console import stdout_to_stderr
 
 if TYPE_CHECKING:
@@ -68,6 +69,12 @@ def main(words: Sequence[str] | None = None) -> int:
         usual.agent_config()
         with stdout_to_stderr():
             env = EnvConfig(**settings)
+            if env.suite == TASKS_SUITE:
+                names = ", ".join(task["env"] for task in read_tasks(env.env).values())
+                raise ConfigurationError(
+                    f"env: check-env looks at one env at a time, and {env.env!r} names several "
+                    f"({names}); name one of them"
+                )
             report = check_env(env, steps=options["steps"], seed=options["seed"], limits=limits)
             if options["debug"] and not report.is_good:
                 play_unguarded(env, options["steps"], options["seed"])
@@ -156,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     hints = typing.get_type_hints(EnvConfig)
     for field in dataclasses.fields(EnvConfig):
-        if field.name != "env":
+        if field.name not in ("env", "tasks"):
             kind: Any = next(
                 option for option in typing.get_args(hints[field.name]) if option is not type(None)
             )

@@ -34,6 +34,7 @@ from worldloom.core.protocol import Policy
 from worldloom.core.sequence import PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.consent import check_env_code, with_consent
+from worldloom.envs.tasks import check_one_task
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.batching import Batcher
 from worldloom_dist.actors.inference import InferenceServer
@@ -217,11 +218,11 @@ def _prepare(served: Served) -> tuple[Plan, GatewayServer, Batcher, _ServedPolic
     access = access_of(served.gateway)
     access.check()
     config = read_config(served.run_dir)
-    code_of_env = config.env.env
+    code_of_env = config.env.played
     if config.env.is_none:
         config = dataclasses.replace(config, env=recorded_env(served.run_dir, served.env))
         # who names an env has agreed to its code, and to that alone
-        code_of_env = config.env.env if served.env is None else code_of_env
+        code_of_env = config.env.played if served.env is None else code_of_env
     elif served.env is not None:
         raise ConfigurationError(
             f"env: {served.run_dir} was trained in {config.env.env}, and is served for it; "
@@ -233,6 +234,7 @@ def _prepare(served: Served) -> tuple[Plan, GatewayServer, Batcher, _ServedPolic
         without_replay(config), gateway=served.gateway, gateways=1, gateway_port=None
     )
     plan = resolve(config)
+    check_one_task(plan.env_spec, "serve")
     check_specs(plan.env_spec)
     plan = dataclasses.replace(
         plan, run_id=str(RunFolder(served.run_dir).read_json("config.json").get("run_id", ""))

@@ -35,6 +35,7 @@ RULES = [
 ]
 QUESTIONS = [
     "Is it learning",
+    "Which task",
     "Throughput",
     "Where does it wait",
     "Freshness",

@@ -90,7 +90,11 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.run.drawing",
         "worldloom_dist.run.precision",
     },
-    {"worldloom_dist.run.held_out", "worldloom_dist.run.initial_agent"},
+    {
+        "worldloom_dist.run.held_out",
+        "worldloom_dist.run.initial_agent",
+        "worldloom_dist.run.tasks",
+    },
     {
         "worldloom_dist.run.binding_watch",
         "worldloom_dist.run.builders",

@@ -126,6 +126,8 @@ class AgentSpec:
         gives_priorities: True when ``train_step`` returns priorities of its windows.
         acting: How dear one action is: ``light`` (a network) or ``planner`` (a search).
         can_compile: True when a test has held updates through ``torch.compile`` against eager ones.
+        knows_tasks: True when it can learn several tasks at once, of which the observation key
+            ``task`` (``core.specs.TASK``) names each row's.
         metric_keys: Scalars of ``TrainOutput.metrics`` that have a name of their own in the
             system's table of metrics: name -> key, for example ``pi_scale`` -> ``return_scale``.
     """
@@ -141,6 +143,7 @@ class AgentSpec:
     gives_priorities: bool = False
     acting: Literal["light", "planner"] = "light"
     can_compile: bool = False
+    knows_tasks: bool = False
     metric_keys: Mapping[str, str] = field(default_factory=dict)
 
 

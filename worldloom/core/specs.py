@@ -9,16 +9,33 @@ the single key ``obs`` (or ``action``). In stored rows the key becomes a column 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-__all__ = ["ACTION", "OBS", "ArraySpec", "EnvSpec", "all_finite", "column_name", "group_keys"]
+__all__ = [
+    "ACTION",
+    "OBS",
+    "TASK",
+    "TASK_NAME",
+    "ArraySpec",
+    "EnvSpec",
+    "TaskSpec",
+    "all_finite",
+    "column_name",
+    "group_keys",
+]
 
 OBS = "obs"
 ACTION = "action"
+TASK = "task"
+"""Observation key of several tasks: the number of the task in the list, an int32 scalar."""
+
+TASK_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+"""What a task may be called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +106,96 @@ class ArraySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """One of several tasks that one agent learns, and how it lies in their common arrays.
+
+    Args:
+        name: Its own in the list; the label of metrics and a part of file names.
+        env: The ``--env`` text of the task alone.
+        settings: Of that env, complete.
+        obs: Keys and sizes of its observations in the order in which they lie in the padded vector,
+            which is the env's own order.
+        action: Likewise for actions: the env gets the first components of the padded vector.
+        episode_limit: As of :class:`EnvSpec`, of the task alone.
+        may_terminate: Likewise.
+        score: Returns that count as 0 and as 100, or None where they are not known.
+        joined: Env steps of the run when the task joined it; 0 for those of its beginning.
+
+    Raises:
+        ValueError: If the name cannot be part of a file's name, or the range of the score is empty.
+    """
+
+    name: str
+    env: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    obs: tuple[tuple[str, int], ...]
+    action: tuple[tuple[str, int], ...]
+    episode_limit: int | None = None
+    may_terminate: bool = False
+    score: tuple[float, float] | None = None
+    joined: int = 0
+
+    def __post_init__(self) -> None:
+        if not TASK_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"a task's name must be letters, digits, '-', '_' and '.', got {self.name!r}"
+            )
+        if self.score is not None and not self.score[0] < self.score[1]:
+            raise ValueError(f"task {self.name!r}: score must be two rising returns, {self.score}")
+
+    @property
+    def obs_size(self) -> int:
+        """Components of the padded observation that it uses, the first ones."""
+        return sum(size for _, size in self.obs)
+
+    @property
+    def action_size(self) -> int:
+        """Components of the padded action that it uses, the first ones."""
+        return sum(size for _, size in self.action)
+
+    def score_of(self, episode_return: float) -> float | None:
+        """The return on the task's scale from 0 to 100; it may lie beyond."""
+        if self.score is None:
+            return None
+        low, high = self.score
+        return 100.0 * (episode_return - low) / (high - low)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+        return {
+            "name": self.name,
+            "env": self.env,
+            "settings": dict(self.settings),
+            "obs": [list(pair) for pair in self.obs],
+            "action": [list(pair) for pair in self.action],
+            "episode_limit": self.episode_limit,
+            "may_terminate": self.may_terminate,
+            "score": None if self.score is None else list(self.score),
+            "joined": self.joined,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TaskSpec:
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: If it is no description.
+        """
+        score = data.get("score")
+        return cls(
+            name=data["name"],
+            env=data["env"],
+            settings=dict(data["settings"]),
+            obs=_sizes(data[OBS]),
+            action=_sizes(data[ACTION]),
+            episode_limit=data.get("episode_limit"),
+            may_terminate=bool(data.get("may_terminate", False)),
+            score=None if score is None else (float(score[0]), float(score[1])),
+            joined=int(data.get("joined", 0)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnvSpec:
     """What an environment gives and takes.
 
@@ -102,6 +209,10 @@ class EnvSpec:
         settings: Of the env, as it was made.
         spaces: The env's own spaces as JSON (``obs``, ``action``: ``worldloom.envs.space_json``);
             empty where they are not known.
+        tasks: The tasks of an env that plays several of them; empty for one alone. Then the vectors
+            are padded with zeros to the largest, and :data:`TASK` is an observation key.
+        order: Observation keys in the order in which the env itself gives them, where that is not
+            the sorted one.
     """
 
     name: str
@@ -112,6 +223,25 @@ class EnvSpec:
     may_terminate: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
     spaces: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    tasks: tuple[TaskSpec, ...] = ()
+    order: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def task_column(self) -> str | None:
+        """The column of a stored row that tells its task; None for one task alone."""
+        return column_name(OBS, TASK) if self.tasks else None
+
+    @property
+    def played(self) -> str:
+        """The name of the env; of several tasks the names of all that are built, with commas."""
+        return ",".join(task.env for task in self.tasks) or self.name
+
+    def action_mask(self) -> np.ndarray:
+        """``[tasks, A]`` float32: 1 for the action components that each task uses."""
+        size = sum(spec.size for spec in self.action.values())
+        used = np.array([[task.action_size] for task in self.tasks])
+        mask: np.ndarray = (np.arange(size) < used).astype(np.float32)
+        return mask
 
     def columns(self, extras: Mapping[str, ArraySpec] | None = None) -> dict[str, ArraySpec]:
         """Every column of a stored row: observations, actions, reward, flags, and an agent's own
@@ -144,6 +274,8 @@ class EnvSpec:
             "may_terminate": self.may_terminate,
             "settings": dict(self.settings),
             **({"spaces": dict(self.spaces)} if self.spaces else {}),
+            **({"tasks": [task.to_dict() for task in self.tasks]} if self.tasks else {}),
+            **({"order": list(self.order)} if self.order else {}),
         }
 
     @classmethod
@@ -158,7 +290,18 @@ class EnvSpec:
             for k in ("name", "episode_limit", "action_repeat", "may_terminate", "settings")
         }
         spaces = data.get("spaces", {})
-        return cls(obs=specs[OBS], action=specs[ACTION], spaces=spaces, **rest)
+        return cls(
+            obs=specs[OBS],
+            action=specs[ACTION],
+            spaces=spaces,
+            tasks=tuple(TaskSpec.from_dict(task) for task in data.get("tasks", ())),
+            order=tuple(data.get("order", ())),
+            **rest,
+        )
+
+
+def _sizes(pairs: Sequence[Sequence[Any]]) -> tuple[tuple[str, int], ...]:
+    return tuple((str(key), int(size)) for key, size in pairs)
 
 
 def all_finite(array: np.ndarray) -> bool:

@@ -7,6 +7,8 @@ other, because each has streams of its own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -52,6 +54,10 @@ class FilesApart:
         """See :class:`Selector`."""
         self._is_file[slots] = sources == FILE
         self.others.note_sources(slots, sources)
+
+    def note_tasks(self, slots: Slots, tasks: npt.NDArray[np.integer[Any]]) -> None:
+        """See :class:`Selector`."""
+        self.others.note_tasks(slots, tasks)
 
     def add(self, slots: Slots) -> None:
         """See :class:`Selector`."""

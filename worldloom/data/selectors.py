@@ -21,8 +21,10 @@ from worldloom.core.fields import NOT_NEGATIVE, checked
 
 __all__ = [
     "FILE",
+    "FULL_SHARE",
     "POLICY",
     "SOURCES",
+    "Balanced",
     "Draws",
     "Mixture",
     "OnlineQueue",
@@ -42,6 +44,10 @@ FANOUT = 64
 SOURCES = {"policy": 1, "human": 2, "safety": 3, "script": 4, "file": 5}
 """Who chose the action of a row; ``file``: whoever recorded it, elsewhere."""
 FILE = SOURCES["file"]
+FULL_SHARE = 500
+"""Windows from which on a task is drawn as often as the others; one with fewer, which has just
+joined, would fill its share of every batch with copies of the same ones.
+"""
 POLICY = 1
 """:data:`SOURCES` of rows of which nothing else is said."""
 
@@ -135,6 +141,11 @@ class Selector(Protocol):
     def note_sources(self, slots: Slots, sources: npt.NDArray[np.uint8]) -> None:
         """Who chose the actions of the rows that are at these slots now; told before ``add``."""
 
+    def note_tasks(self, slots: Slots, tasks: npt.NDArray[np.integer[Any]]) -> None:
+        """Which tasks the rows that are at these slots now are of; told before ``add``, and only
+        where there are several.
+        """
+
     def sample(self, draws: Draws, origin: int) -> Slots:
         """Draw slots with replacement, one draw after the other; at least one slot is present."""
 
@@ -170,6 +181,14 @@ class Uniform:
 
     def note_sources(self, slots: Slots, sources: npt.NDArray[np.uint8]) -> None:
         """See :class:`Selector`; all rows are alike here."""
+
+    def note_tasks(self, slots: Slots, tasks: npt.NDArray[np.integer[Any]]) -> None:
+        """See :class:`Selector`; all rows are alike here."""
+
+    @property
+    def count(self) -> int:
+        """Slots that can be drawn."""
+        return int(self._tree.total)
 
     def sample(self, draws: Draws, origin: int) -> Slots:
         """See :class:`Selector`."""
@@ -257,6 +276,71 @@ class Recency(Uniform):
         return self._at_rank(total - 1 - newest_first, origin)
 
 
+class Balanced:
+    """Every task is drawn equally often, and its windows are equally likely.
+
+    A draw has as many windows of each task as is due, up to one; a task with fewer than
+    :data:`FULL_SHARE` windows counts in proportion.
+
+    Args:
+        size: Number of slots.
+        tasks: Number of tasks.
+    """
+
+    def __init__(self, size: int, tasks: int) -> None:
+        self._of_task = [Uniform(size) for _ in range(tasks)]
+        self._task_at = np.zeros(size, np.min_scalar_type(tasks))
+
+    def add(self, slots: Slots) -> None:
+        """See :class:`Selector`."""
+        for uniform, own in self._split(slots):
+            uniform.add(own)
+
+    def remove(self, slots: Slots) -> None:
+        """See :class:`Selector`."""
+        for uniform, own in self._split(slots):
+            uniform.remove(own)
+
+    def note_sources(self, slots: Slots, sources: npt.NDArray[np.uint8]) -> None:
+        """See :class:`Selector`; all sources are alike here."""
+
+    def note_tasks(self, slots: Slots, tasks: npt.NDArray[np.integer[Any]]) -> None:
+        """See :class:`Selector`."""
+        self._task_at[slots] = tasks
+
+    def sample(self, draws: Draws, origin: int) -> Slots:
+        """See :class:`Selector`."""
+        weights = np.array([min(1.0, uniform.count / FULL_SHARE) for uniform in self._of_task])
+        due = np.cumsum(weights) / weights.sum()
+        due[-1] = 1.0
+        parts = [np.empty(0, np.int64)]
+        for count, rng in draws:
+            # one number rounds all of them: the counts sum up, and each is right on average
+            ends = np.floor(count * due + rng.random()).astype(np.int64)
+            ends[-1] = count
+            counts = np.diff(np.minimum(ends, count), prepend=0)
+            parts += [
+                uniform.sample([(int(n), rng)], origin)
+                for uniform, n in zip(self._of_task, counts, strict=True)
+                if n
+            ]
+        return np.concatenate(parts)
+
+    def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
+        """See :class:`Selector`."""
+
+    def export_weights(self, slots: Slots) -> Weights:
+        """See :class:`Selector`; nothing is learnt here."""
+        return np.empty((0, len(slots) + 1))
+
+    def restore_weights(self, slots: Slots, weights: Weights) -> None:
+        """See :class:`Selector`."""
+
+    def _split(self, slots: Slots) -> list[tuple[Uniform, Slots]]:
+        tasks = self._task_at[slots]
+        return [(self._of_task[task], slots[tasks == task]) for task in np.unique(tasks)]
+
+
 class Prioritised:
     """A start is drawn with probability proportional to its priority to the power ``exponent``; new
     ones get the highest seen.
@@ -282,6 +366,9 @@ class Prioritised:
         self._tree.set(slots, 0.0)
 
     def note_sources(self, slots: Slots, sources: npt.NDArray[np.uint8]) -> None:
+        """See :class:`Selector`; all rows are alike here."""
+
+    def note_tasks(self, slots: Slots, tasks: npt.NDArray[np.integer[Any]]) -> None:
         """See :class:`Selector`; all rows are alike here."""
 
     def sample(self, draws: Draws, origin: int) -> Slots:
@@ -340,6 +427,11 @@ class Mixture:
         """See :class:`Selector`."""
         for selector in self._selectors:
             selector.note_sources(slots, sources)
+
+    def note_tasks(self, slots: Slots, tasks: npt.NDArray[np.integer[Any]]) -> None:
+        """See :class:`Selector`."""
+        for selector in self._selectors:
+            selector.note_tasks(slots, tasks)
 
     def sample(self, draws: Draws, origin: int) -> Slots:
         """See :class:`Selector`."""

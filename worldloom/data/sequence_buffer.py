@@ -72,6 +72,7 @@ class SequenceBuffer:
         cold: Where they can be read.
         mapped_in: Folder whose disk holds large plain columns; None keeps them in memory.
         shard: Which shard of a replay this is, for :attr:`SampledWindows.shard`.
+        task_column: The column that says which of several tasks a row is of.
 
     Raises:
         ConfigurationError: If the capacity cannot hold a window, or a mutable column is unknown or
@@ -92,6 +93,7 @@ class SequenceBuffer:
         cold: ColdStore | None = None,
         mapped_in: Path | None = None,
         shard: int = 0,
+        task_column: str | None = None,
     ) -> None:
         if capacity_rows < sampling.least_rows:
             raise ConfigurationError(
@@ -120,6 +122,7 @@ class SequenceBuffer:
         self._next_row_of = self._records["#next_row"]
         self._chunk_of = self._records["#chunk"]
         self.starts = WindowStarts(capacity_rows, selector)
+        self._task_column = task_column
         self._tails = StreamTails(sampling)
         self._shard = shard
         self._chunks = ChunkTable(hot_bytes, cold)
@@ -232,6 +235,8 @@ class SequenceBuffer:
         self._close_episode(cut_off)
         own = FILE if stream.is_imported else POLICY
         self.starts.note_sources(slots, np.asarray(own if sources is None else sources, np.uint8))
+        if self._task_column is not None:
+            self.starts.note_tasks(slots, plain[self._task_column])
         self._link(tail, ids, slots, first_flags)
         self._record(ids, slots, version, inserted_s, encoded, place)
         self._next_row += len(ids)
@@ -492,9 +497,11 @@ class SequenceBuffer:
             at = stop
             done += chunks
         ids = np.arange(self._next_row, at)
+        slots = ids % self.capacity_rows
         sources = [FILE if chunk.stream.is_imported else POLICY for chunk in run.chunks]
-        of_rows = np.repeat(np.array(sources, np.uint8), lengths)
-        self.starts.note_sources(ids % self.capacity_rows, of_rows)
+        self.starts.note_sources(slots, np.repeat(np.array(sources, np.uint8), lengths))
+        if self._task_column is not None:
+            self.starts.note_tasks(slots, self._rings[self._task_column][slots])
         return np.concatenate(is_first)
 
     def _slots(self, first: int, stop: int) -> slice | Ids:

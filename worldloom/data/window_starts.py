@@ -57,6 +57,10 @@ class WindowStarts:
         """Who chose the actions of the rows that are stored at these slots now."""
         self.selector.note_sources(slots, sources)
 
+    def note_tasks(self, slots: Ids, tasks: npt.NDArray[np.int32]) -> None:
+        """Which tasks the rows that are stored at these slots now are of."""
+        self.selector.note_tasks(slots, tasks)
+
     def add(self, starts: Ids) -> None:
         """Windows that begin at these stored rows are complete."""
         slots = starts % self._capacity

@@ -3,7 +3,8 @@ Never imports torch or ray.
 
 Started by ``worldloom.envs.process`` as ``python -m worldloom.envs.child CONNECTION PARENT DUMP``
 (three inherited descriptors): a fresh interpreter, neither a fork nor a second run of the parent's
-main module. Messages in: the config, then ``("reset", seed)`` and ``("step", action)``. Out:
+main module. Messages in: the config and the tasks that it plays in turn (none but of a list), then
+``("reset", seed)`` and ``("step", action)``. Out:
 ``("spec", spec)`` once, then ``("row", obs, reward, terminated, truncated)`` for each request; or
 ``("refused", error)`` for a config that cannot work, or ``("fault", text)`` as the last message.
 
@@ -53,11 +54,16 @@ def serve(pipe: Pipe) -> None:
         EOFError, ConnectionError: When it does.
     """
     from worldloom.envs.building import FOREIGN_ERRORS, EnvBuildError, error_text
-    from worldloom.envs.factory import build_env
+    from worldloom.envs.factory import build_env, build_tasks
 
-    config = pipe.recv()
+    config, cycle = pipe.recv()
     try:
-        env = build_env(config)
+        env: Any
+        if cycle:
+            env = build_tasks(config)
+            env.take_turns(cycle)
+        else:
+            env = build_env(config)
     except EnvBuildError as error:  # it may pass: the parent decides what it means
         pipe.send(("fault", str(error)))
         return

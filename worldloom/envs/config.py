@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError, nearest
@@ -24,12 +24,16 @@ __all__ = [
     "NEUTRAL",
     "RENDERED",
     "SUITES",
+    "TASKS_SUITE",
     "EnvConfig",
     "EnvLimits",
     "family_of",
     "suite_names",
     "suite_settings",
 ]
+
+TASKS_SUITE = "mt"
+"""Of an ``env`` that names several: a list with commas, ``mt:SET`` or ``mt:FILE.toml``."""
 
 SUITES: Mapping[str, Mapping[str, Any]] = {
     "gym": {},
@@ -49,6 +53,7 @@ SUITES: Mapping[str, Mapping[str, Any]] = {
     "rllib": {},
     "module": {},
     "rpc": {},
+    TASKS_SUITE: {},
     "none": {},
 }
 """Suite -> settings it runs with unless told otherwise (Atari: the settings of DreamerV3, where
@@ -88,7 +93,7 @@ class EnvConfig:
     """
 
     env: str = "gym:Pendulum-v1"
-    """gym:ID, atari:GAME, dmc:TASK, mujoco:ID, toy:NAME, rllib:NAME, rpc:ADDR, module:callable."""
+    """gym:ID, atari:GAME, dmc:TASK, mujoco:ID, toy:NAME, rpc:ADDR, module:callable, mt:SET, A,B."""
     action_repeat: int | None = None
     """Simulator steps per decision; rewards are summed; it ends with the episode."""
     time_limit: int | None = None
@@ -111,6 +116,8 @@ class EnvConfig:
     """Offer all 18 Atari actions instead of the game's minimal set."""
     ale_vector: bool | None = None
     """Step Atari in the ALE's own vector env (C++ threads; it shrinks images otherwise)."""
+    tasks: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What each of several tasks is (not a flag: filled from --env A,B or mt:...)."""
 
     def __post_init__(self) -> None:
         problems = normalize(self, prefix="env.")
@@ -157,9 +164,43 @@ class EnvConfig:
     def settings(self) -> dict[str, Any]:
         """Every setting that is not None, without the name: what a checkpoint records."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not self.tasks:  # or every checkpoint of one task would have another env than before
+            del fields["tasks"]
         return {
             name: value for name, value in fields.items() if value is not None and name != "env"
         }
+
+    def parts(self) -> tuple[EnvConfig, ...]:
+        """The env of each task alone; this one where there is but one.
+
+        What is set for the whole holds for every task that does not say otherwise.
+        """
+        if not self.tasks:
+            return (self,)
+        try:
+            return tuple(
+                dataclasses.replace(self, env=task["env"], **{**task["settings"], "tasks": {}})
+                for task in self.tasks.values()
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigurationError(
+                f"env.tasks of {self.env!r} cannot be read ({error!r}); restore config.json from "
+                "a copy"
+            ) from error
+
+    @property
+    def played(self) -> str:
+        """The name of the env; of several tasks the names of all that are built, with commas.
+
+        Raises:
+            ConfigurationError: If it names several tasks and does not hold what they are.
+        """
+        if self.suite == TASKS_SUITE and not self.tasks:
+            raise ConfigurationError(
+                f"env {self.env!r} names several tasks, and env.tasks does not say which; restore "
+                "config.json from a copy"
+            )
+        return ",".join(part.env for part in self.parts())
 
     @classmethod
     def from_settings(cls, env: str, settings: Mapping[str, Any]) -> EnvConfig:
@@ -194,26 +235,33 @@ class EnvConfig:
                 ]
             return []
         if not name:
-            return [f"env {self.env!r}: a name must follow the colon, for example gym:Pendulum-v1"]
+            example = "mt:dmc10" if suite == TASKS_SUITE else "gym:Pendulum-v1"
+            return [f"env {self.env!r}: a name must follow the colon, for example {example}"]
         if suite == "rpc" and not ADDRESS.fullmatch(name):
             return [f"env {self.env!r}: expected rpc:HOST:PORT, or rpc:HOST:PORT/WORLD"]
         return []
 
     def _number_problems(self) -> list[str]:
         problems = []
-        for field in POSITIVE:
-            value = getattr(self, field)
+        for name in POSITIVE:
+            value = getattr(self, name)
             if value is not None and value < 1:
-                problems.append(f"env.{field} must be >= 1, got {value}")
+                problems.append(f"env.{name} must be >= 1, got {value}")
         if self.sticky is not None and not 0 <= self.sticky < 1:
             problems.append(f"env.sticky must be in [0, 1), got {self.sticky}")
         if self.noops is not None and self.noops < 0:
             problems.append(f"env.noops must be >= 0, got {self.noops}")
         if self.suite != "atari":
-            used = [field for field in ATARI_ONLY if getattr(self, field) is not None]
+            used = [name for name in ATARI_ONLY if getattr(self, name) is not None]
             problems += [
-                f"env.{field} is for atari only, and the env is {self.env!r}; leave it out"
-                for field in used
+                f"env.{name} is for atari only, and the env is {self.env!r}; leave it out"
+                for name in used
+            ]
+        if self.suite == TASKS_SUITE and (self.pixels or self.camera is not None):
+            return [
+                *problems,
+                f"env.{'pixels' if self.pixels else 'camera'} is for one task, and env "
+                f"{self.env!r} names several, whose observations are vectors; leave it out",
             ]
         if self.pixels and self.suite not in (*RENDERED, "atari", "none"):
             problems.append(
@@ -275,6 +323,8 @@ def family_of(env: str) -> str:
 
 def _split(env: str) -> tuple[str, str]:
     prefix, colon, rest = env.strip().partition(":")
+    if "," in env:
+        return TASKS_SUITE, env.strip()
     if prefix == "none" and not rest:
         return "none", ""
     if not colon:

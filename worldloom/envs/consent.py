@@ -26,6 +26,7 @@ __all__ = [
     "is_own",
     "is_within_own",
     "module_of",
+    "modules_of",
     "sign_run",
     "with_consent",
 ]
@@ -51,11 +52,22 @@ def module_of(env: str) -> str | None:
     return config.name.partition(":")[0] if is_code else None
 
 
+def modules_of(envs: str) -> tuple[str, ...]:
+    """As :func:`module_of`, of all envs of a list with commas."""
+    found = dict.fromkeys(module_of(env) for env in envs.split(","))
+    return tuple(module for module in found if module is not None)
+
+
 def sign_run(folder: Path, env: str, agent_module: str | None = None) -> None:
     """Note in a new run folder that this user made it; a home that cannot be written to leaves it
     unsigned, so that it asks later.
+
+    Args:
+        folder: Of the run.
+        env: As ``played`` of its env has it.
+        agent_module: Where its agent comes from, if that is none of ours.
     """
-    if module_of(env) is None and agent_module is None:
+    if not modules_of(env) and agent_module is None:
         return
     key = _key(makes=True)
     if key is not None:
@@ -91,7 +103,7 @@ def check_env_code(
 
     Args:
         folder: Of the run, or of a checkpoint in it.
-        env: Its env's name.
+        env: As ``played`` of its env has it: all that would be built.
         agent_module: Where its agent comes from, if that is none of ours.
         trust_env: It was agreed to.
         runs_env: The env is about to be built.
@@ -99,13 +111,13 @@ def check_env_code(
     Raises:
         UntrustedEnvError: Names the modules and where they lie.
     """
-    named = [(f"env {env!r}", module_of(env) if runs_env else None), ("agent", agent_module)]
-    code = {what: module for what, module in named if module is not None}
+    code = {f"env {env!r}": modules_of(env) if runs_env else ()}
+    code |= {"agent": () if agent_module is None else (agent_module,)}
+    code = {what: named for what, named in code.items() if named}
     if trust_env or not code or is_within_own(folder, env, agent_module):
         return
-    modules = " and ".join(
-        f"module {module} {_place_of(module)}" for module in dict.fromkeys(code.values())
-    )
+    every = dict.fromkeys(module for named in code.values() for module in named)
+    modules = " and ".join(f"module {module} {_place_of(module)}" for module in every)
     verb = "is" if len(code) == 1 else "are"
     raise UntrustedEnvError(
         f"run_dir: {folder} was not made by you on this machine, and its {' and '.join(code)} "

@@ -6,23 +6,37 @@ in other processes does not even import gymnasium. Nothing here needs torch or r
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.specs import EnvSpec
+from worldloom.core.specs import OBS, EnvSpec
 from worldloom.envs.building import foreign_code
-from worldloom.envs.config import EnvConfig, EnvLimits
+from worldloom.envs.config import TASKS_SUITE, EnvConfig, EnvLimits
 from worldloom.envs.surroundings import Surroundings, kept
+from worldloom.envs.tasks import has_sizes, joined_spec, task_of, turns, with_tasks
 from worldloom.envs.vector import VectorEnv
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv as GymVectorEnv
 
+    from worldloom.envs.task_adapter import TaskAdapter
     from worldloom.envs.wrappers import EnvAdapter, RawEnv
 
-__all__ = ["VectorEnvError", "build_env", "env_spec", "make_env", "make_raw", "probe_env"]
+__all__ = [
+    "VectorEnvError",
+    "build_env",
+    "build_tasks",
+    "env_spec",
+    "make_env",
+    "make_raw",
+    "probe_env",
+    "probed",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +71,7 @@ def make_env(
     processes: bool = False,
     is_exact: bool = True,
     renders: bool = False,
+    cycles: Sequence[Sequence[int]] | None = None,
 ) -> VectorEnv:
     """Build ``num_envs`` envs behind one row contract.
 
@@ -70,6 +85,8 @@ def make_env(
             the user's are always in this process; the latter says so.
         is_exact: False when a vector env of the user's may hold another number of envs.
         renders: The envs will be asked for pictures (those in this process, one by one).
+        cycles: Of several tasks, those that each env plays, one after the other; by default these
+            envs share the list as if there were no others.
 
     Raises:
         ConfigurationError: If the env or a setting does not exist; offers the nearest one.
@@ -77,7 +94,10 @@ def make_env(
     """
     if num_envs < 1:
         raise ConfigurationError(f"num_envs must be >= 1, got {num_envs}")
-    config = config.resolved()
+    config = probed(config) if config.suite == TASKS_SUITE else config.resolved()
+    if config.tasks and cycles is None:
+        cycles = turns(len(config.tasks), envs=range(num_envs), all_envs=num_envs)
+    cycles = cycles or ()
     if config.ale_vector:
         from worldloom.envs.gym_vector import GymVectorAdapter
         from worldloom.envs.suites.atari import make_vector
@@ -89,7 +109,7 @@ def make_env(
         from worldloom.envs.supervised import SupervisedVectorEnv
 
         try:
-            return SupervisedVectorEnv(config, num_envs, seed, limits=limits)
+            return SupervisedVectorEnv(config, num_envs, seed, limits=limits, cycles=cycles)
         except VectorEnvError as error:
             logger.warning("%s; it steps in this process, as one", error)
     from worldloom.envs.local import LocalVectorEnv
@@ -104,11 +124,13 @@ def make_env(
             return GymVectorAdapter(raw, config, num_envs if is_exact else raw.num_envs, seed)
         built.append(EnvAdapter(raw, config))
 
-    def build() -> EnvAdapter:
+    def build() -> EnvAdapter | TaskAdapter:
         """The env that had to be built to see what it is, then new ones."""
+        if config.tasks:
+            return build_tasks(config, renders=renders)
         return built.pop() if built else build_env(config, renders=renders)
 
-    return LocalVectorEnv(build, num_envs, seed, limits=limits)
+    return LocalVectorEnv(build, num_envs, seed, limits=limits, cycles=cycles)
 
 
 def env_spec(config: EnvConfig) -> EnvSpec:
@@ -127,14 +149,68 @@ def probe_env(config: EnvConfig) -> tuple[EnvSpec, int | None]:
     Returns:
         The spec, and that number; None for every other env.
     """
+    if config.suite == TASKS_SUITE:
+        return joined_spec(probed(config)), None
     with kept(config.env):
         env = make_env(config, seed=0, is_exact=False)
         env.close()
     return env.spec, env.num_envs if env.num_envs > 1 else None
 
 
+def _look(config: EnvConfig) -> tuple[EnvConfig, EnvSpec, int | None]:
+    alone = config.resolved()
+    return alone, *probe_env(alone)
+
+
+def probed(
+    config: EnvConfig,
+    look: Callable[[EnvConfig], tuple[EnvConfig, EnvSpec, int | None]] = _look,
+) -> EnvConfig:
+    """A list of tasks with what each of them gives and takes; the env of one that is not known yet
+    is built once.
+
+    Args:
+        config: Whose ``env`` names a list; another is returned as it is.
+        look: Resolves the settings of one task as they were typed, and says what
+            :func:`probe_env` does of its env.
+
+    Raises:
+        ConfigurationError, MissingDependencyError: As :func:`make_env`; also if a task cannot be
+            one of several.
+    """
+    if config.suite != TASKS_SUITE:
+        return config
+    config = config if config.tasks else with_tasks(config)
+    if has_sizes(config):
+        return config
+    tasks: dict[str, Any] = {}
+    for (name, entry), part in zip(config.tasks.items(), config.parts(), strict=True):
+        if OBS in entry:
+            tasks[name] = entry
+            continue
+        alone, spec, size = look(part)
+        if size is not None:
+            raise ConfigurationError(
+                f"env: task {name!r} ({part.env}) is a vector env of {size} envs, and several "
+                "tasks are played one env at a time; leave it out"
+            )
+        tasks[name] = task_of(name, entry, alone, spec).to_dict()
+    return dataclasses.replace(config, tasks=tasks)
+
+
+def build_tasks(config: EnvConfig, *, renders: bool = False) -> TaskAdapter:
+    """One env that plays several tasks, from a config that :func:`probed` knows.
+
+    Raises:
+        ConfigurationError, MissingDependencyError: As :func:`make_env`.
+    """
+    from worldloom.envs.task_adapter import TaskAdapter
+
+    return TaskAdapter(config, partial(build_env, renders=renders))
+
+
 def build_env(config: EnvConfig, *, renders: bool = False) -> EnvAdapter:
-    """One env, adapted, from a resolved config.
+    """One env, adapted, from a resolved config of one task.
 
     Raises:
         ConfigurationError, MissingDependencyError: As :func:`make_env`.
@@ -165,6 +241,8 @@ def make_raw(
             "env 'none' is for offline training and has nothing to step; name an "
             "env, for example gym:Pendulum-v1"
         )
+    if config.suite == TASKS_SUITE:
+        raise ConfigurationError(f"env {config.env!r} names several tasks; name one of them")
     module = SUITE_MODULES.get(config.suite, "guest")
     suite: Any = importlib.import_module(f"worldloom.envs.suites.{module}")
     options: dict[str, Any] = {"renders": renders} if module in DRAWING else {}

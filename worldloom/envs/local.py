@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from worldloom.envs.surroundings import Surroundings
 from worldloom.envs.vector import EnvStep, env_seed
 from worldloom.envs.wrappers import EnvAdapter
 
+if TYPE_CHECKING:
+    from worldloom.envs.task_adapter import TaskAdapter
+
 __all__ = ["LocalVectorEnv"]
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,7 @@ class LocalVectorEnv:
         num_envs: How many.
         seed: Root of the envs' seeds.
         limits: Failures that are borne.
+        cycles: Of several tasks, those that each env plays in turn; empty for one task.
         clock, sleep: Monotonic seconds, and how to wait when no env can be stepped.
     """
 
@@ -49,25 +53,26 @@ class LocalVectorEnv:
 
     def __init__(
         self,
-        build: Callable[[], EnvAdapter],
+        build: Callable[[], EnvAdapter | TaskAdapter],
         num_envs: int,
         seed: int,
         *,
         limits: EnvLimits | None = None,
+        cycles: Sequence[Sequence[int]] = (),
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._build = build
+        self._cycles = cycles
         self._seed = seed
         self._sleep = sleep
         self._book = FailureTracker(limits or EnvLimits(), num_envs, clock)
-        first = build()
-        first.check_finite = False
+        first = self._made(0)
         self.spec: EnvSpec = first.spec
         self._map_action = first.map_action
         self._actions_differ = False
-        others = [self._build_one() for _ in range(num_envs - 1)]
-        self._envs: list[EnvAdapter | None] = [first, *others]
+        others = [self._build_one(index) for index in range(1, num_envs)]
+        self._envs: list[EnvAdapter | TaskAdapter | None] = [first, *others]
         self._ended = [False] * num_envs
         self._rebuilds = [0] * num_envs
         self._started = False
@@ -85,7 +90,7 @@ class LocalVectorEnv:
             self._rebuilds = [0] * self.num_envs
         self._started = True
 
-        def start(row: EnvStep, index: int, env: EnvAdapter) -> None:
+        def start(row: EnvStep, index: int, env: EnvAdapter | TaskAdapter) -> None:
             """Begin an episode of one env."""
             row.put_first(index, env.reset(env_seed(self._seed, index) if reseed else None))
 
@@ -98,7 +103,7 @@ class LocalVectorEnv:
             raise StateError("step was called before reset")
         native = self._native(action)
 
-        def advance(row: EnvStep, index: int, env: EnvAdapter) -> None:
+        def advance(row: EnvStep, index: int, env: EnvAdapter | TaskAdapter) -> None:
             """Step one env, or begin its next episode."""
             if self._ended[index]:
                 row.put_first(index, env.reset())
@@ -121,7 +126,7 @@ class LocalVectorEnv:
     def set_state(self, state: Sequence[Any]) -> None:
         """Inverse of :meth:`state`."""
         for index, saved in enumerate(state):
-            env = self._envs[index] or self._build_one()
+            env = self._envs[index] or self._build_one(index)
             env.set_state(saved["adapter"])
             self._envs[index] = env
             self._ended[index] = bool(saved["ended"])
@@ -151,7 +156,7 @@ class LocalVectorEnv:
                     error,
                 )
 
-    def _sweep(self, advance: Callable[[EnvStep, int, EnvAdapter], None]) -> EnvStep:
+    def _sweep(self, advance: Callable[[EnvStep, int, EnvAdapter | TaskAdapter], None]) -> EnvStep:
         """Advance each env once, at least one of them for real."""
         row = self._blank.copy()
         for index, env in enumerate(self._envs):
@@ -196,9 +201,15 @@ class LocalVectorEnv:
             for index, env in enumerate(self._envs)
         ]
 
-    def _build_one(self) -> EnvAdapter:
-        env = self._build()
+    def _made(self, index: int) -> EnvAdapter | TaskAdapter:
+        env: Any = self._build()
         env.check_finite = False
+        if self._cycles:
+            env.take_turns(self._cycles[index])
+        return env  # type: ignore[no-any-return]
+
+    def _build_one(self, index: int) -> EnvAdapter | TaskAdapter:
+        env = self._made(index)
         mine, other = _shapes(self.spec), _shapes(env.spec)
         if mine != other:
             _close(env)
@@ -213,7 +224,7 @@ class LocalVectorEnv:
 
     def _rebuild(self, row: EnvStep, index: int) -> None:
         self._rebuilds[index] += 1
-        env = self._envs[index] = self._build_one()
+        env = self._envs[index] = self._build_one(index)
         row.put_first(index, env.reset(env_seed(self._seed, index, self._rebuilds[index])))
 
     def _fail(self, row: EnvStep, index: int, error: BaseException) -> None:
@@ -231,7 +242,7 @@ class LocalVectorEnv:
                 self._fail(row, index, again)
 
 
-def _close(env: EnvAdapter) -> BaseException | None:
+def _close(env: EnvAdapter | TaskAdapter) -> BaseException | None:
     """Close an env; returns what went wrong."""
     try:
         env.close()

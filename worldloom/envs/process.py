@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -33,12 +34,13 @@ class EnvProcess:
 
     Args:
         config: Resolved settings of the env.
+        cycle: Of several tasks, those that it plays in turn.
 
     Attributes:
         verdict: Why it was ended for its memory; empty if it was not.
     """
 
-    def __init__(self, config: EnvConfig) -> None:
+    def __init__(self, config: EnvConfig, cycle: Sequence[int] = ()) -> None:
         ours, theirs = socket.socketpair()
         life_read, self._life_write = os.pipe()
         self._dump = tempfile.TemporaryFile()  # noqa: SIM115 - closed in kill()
@@ -56,7 +58,7 @@ class EnvProcess:
         self.connection = Connection(ours.detach())
         self.verdict = ""
         self._kill_lock = threading.Lock()
-        self.ask(config)
+        self.ask((config, tuple(cycle)))
 
     @property
     def pid(self) -> int:

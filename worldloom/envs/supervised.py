@@ -69,6 +69,7 @@ class SupervisedVectorEnv:
         num_envs: How many.
         seed: Root of the envs' seeds.
         limits: Grace, deadlines, and failures that are borne.
+        cycles: Of several tasks, those that each env plays in turn; empty for one task.
         clock: Monotonic seconds.
 
     Raises:
@@ -85,9 +86,11 @@ class SupervisedVectorEnv:
         seed: int,
         *,
         limits: EnvLimits | None = None,
+        cycles: Sequence[Sequence[int]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
+        self._cycles = cycles
         self._seed = seed
         self._clock = clock
         limits = limits or EnvLimits()
@@ -317,7 +320,7 @@ class SupervisedVectorEnv:
 
     def _launch(self, index: int) -> None:
         slot = self.slots[index]
-        slot.process = EnvProcess(self._config)
+        slot.process = EnvProcess(self._config, self._cycles[index] if self._cycles else ())
         slot.phase = _Phase.STARTING
         self._set_deadline(slot, "start")
 

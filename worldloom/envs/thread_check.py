@@ -36,6 +36,10 @@ work in threads.
 """
 
 
+def _is_foreign(suite: str) -> bool:
+    return suite in FOREIGN or suite not in SUITES
+
+
 class ThreadCheck:
     """A check that runs; :meth:`result` waits for it.
 
@@ -45,7 +49,7 @@ class ThreadCheck:
 
     def __init__(self, config: EnvConfig) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        if config.suite in SUITES and config.suite not in FOREIGN:
+        if config.is_none or not any(_is_foreign(part.suite) for part in config.parts()):
             return
         self._answer, theirs = os.pipe()
         command = [sys.executable, "-m", "worldloom.envs.thread_check", str(theirs)]
@@ -101,6 +105,9 @@ def needs_main_thread(config: EnvConfig) -> str:
     Raises:
         ConfigurationError: If it fails in both.
     """
+    if config.tasks:
+        foreign = [part for part in config.parts() if part.suite in SUITES]
+        return next(filter(None, map(needs_main_thread, foreign)), "")
     reason = _in_a_thread(lambda: _try(config))
     failure = _try(config) if reason else ""
     if failure:

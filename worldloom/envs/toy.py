@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-__all__ = ["TOYS", "CountingEnv", "PixelToyEnv", "PointEnv"]
+__all__ = ["TOYS", "CountingEnv", "MirrorEnv", "PixelToyEnv", "PointEnv"]
 
 Info = dict[str, Any]
 
@@ -154,6 +154,17 @@ class PointEnv(_ToyEnv):
         self._step = int(variables["step"])
 
 
+class MirrorEnv(PointEnv):
+    """:class:`PointEnv` in which the point moves against the action.
+
+    It looks like the other one, so an agent of both must be told which one it plays.
+    """
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, Info]:
+        """Move the other way."""
+        return super().step(-np.asarray(action))
+
+
 class PixelToyEnv(_ToyEnv):
     """Walk a white square onto the red square and keep off the blue one. Only the 64 x 64 RGB image
     tells where they are.
@@ -236,6 +247,7 @@ class PixelToyEnv(_ToyEnv):
 
 TOYS: Mapping[str, type[_ToyEnv]] = {
     "counting": CountingEnv,
+    "mirror": MirrorEnv,
     "pixel": PixelToyEnv,
     "point": PointEnv,
 }

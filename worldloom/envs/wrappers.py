@@ -87,12 +87,14 @@ class RawEnv:
             the repeat).
         episode_limit: Simulator steps after which the env itself truncates, or None.
         may_terminate: False when the env is known never to terminate.
+        order: Keys of a dict observation in the env's own order, which its space has sorted.
     """
 
     env: GymEnv
     handles_repeat: bool = False
     episode_limit: int | None = None
     may_terminate: bool = True
+    order: tuple[str, ...] = ()
 
 
 class EnvAdapter:
@@ -131,6 +133,7 @@ class EnvAdapter:
             may_terminate=raw.may_terminate,
             settings=config.settings(),
             spaces=spaces_to_json(raw.env.observation_space, self._action_space),
+            order=_own_order(raw.order, self._reader.specs),
         )
 
     def reset(self, seed: int | None = None) -> dict[str, np.ndarray]:
@@ -386,6 +389,12 @@ def _resizer(size: int) -> Callable[[np.ndarray], np.ndarray]:
         return np.concatenate(planes, axis=-1)
 
     return resize
+
+
+def _own_order(order: tuple[str, ...], specs: Mapping[str, ArraySpec]) -> tuple[str, ...]:
+    """The env's own order of the observation's keys; empty where that is ours too."""
+    known = tuple(key for key in order if key in specs)
+    return known if set(known) == set(specs) and known != tuple(specs) else ()
 
 
 def _episode_limit(raw: RawEnv, config: EnvConfig) -> int | None:

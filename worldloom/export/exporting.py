@@ -135,7 +135,7 @@ def export_policy(
     if format == "safetensors":
         return _weights_alone(saved, place)
     if observations == "env":
-        check_env_code(saved.path, saved.env.name, saved.agent_module, trust_env=trust_env)
+        check_env_code(saved.path, saved.env.played, saved.agent_module, trust_env=trust_env)
     saved = _configured(saved, samples)
     name = str(saved.agent["name"])
     policy, step = make_step(name, saved.build(device="cpu", seed=seed), planner=planner)

@@ -26,6 +26,7 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.consent import check_env_code, is_within_own, sign_run
+from worldloom.envs.tasks import check_one_task
 from worldloom.training.runs import CONFIG_FILE, MANIFEST_FILE, find_run, run_facts
 
 __all__ = ["SavedAgent"]
@@ -124,7 +125,7 @@ class SavedAgent:
         """
         check_env_code(
             self.path,
-            self.env.name,
+            self.env.played,
             self.agent_module,
             trust_env=trust_env,
             runs_env=not self.env.spaces,
@@ -162,8 +163,8 @@ class SavedAgent:
                 f"{folder} is a checkpoint of a run, which goes on from it; name another folder"
             )
         self.write(folder)
-        if is_within_own(self.path, self.env.name, self.agent_module):
-            sign_run(folder, self.env.name, self.agent_module)
+        if is_within_own(self.path, self.env.played, self.agent_module):
+            sign_run(folder, self.env.played, self.agent_module)
         return folder
 
     def write(self, folder: Path) -> None:
@@ -214,8 +215,9 @@ class SavedAgent:
 
         Raises:
             ConfigurationError: If an earlier version wrote the checkpoint, and its env cannot be
-                built here.
+                built here; or if it plays several tasks, which have none in common.
         """
+        check_one_task(self.env, "an agent with the spaces of its env")
         from worldloom.envs.space_json import space_from_json
 
         try:

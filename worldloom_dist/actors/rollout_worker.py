@@ -25,13 +25,13 @@ import numpy as np
 from worldloom.core.exceptions import EnvFailureError, StateError, TrainingError
 from worldloom.core.metrics import HistogramBuilder, MetricMap, Sum, merge_into
 from worldloom.core.sequence import NO_POLICY, StreamId
-from worldloom.core.specs import ACTION, OBS, ArraySpec, all_finite, column_name
+from worldloom.core.specs import ACTION, OBS, TASK, ArraySpec, all_finite, column_name
 from worldloom.envs.building import FOREIGN_ERRORS, error_text
 from worldloom.envs.vector import EnvStep, RandomActions, VectorEnv
 from worldloom_dist.actors.acting import ActClient, Actions, check_actions
 from worldloom_dist.actors.step_budget import StepBudget
 from worldloom_dist.actors.stream_writer import StreamWriter
-from worldloom_dist.metrics.names import BUCKETS_S
+from worldloom_dist.metrics.names import BUCKETS_S, key_of
 from worldloom_dist.ports import ReplayWriter
 
 __all__ = ["EpisodeResult", "RolloutWorker"]
@@ -47,15 +47,18 @@ class EpisodeResult:
         episode_return: Sum of its rewards.
         length: Decisions.
         reason: ``terminated``, ``truncated``, or ``error`` when the env failed.
+        task: Of several, the one that was played.
     """
 
     episode_return: float
     length: int
     reason: str
+    task: str = ""
 
     def to_fact(self) -> dict[str, Any]:
         """As the metrics hub takes it."""
-        return {"return": self.episode_return, "length": self.length, "reason": self.reason}
+        fact = {"return": self.episode_return, "length": self.length, "reason": self.reason}
+        return fact | {"task": self.task} if self.task else fact
 
 
 class RolloutWorker:
@@ -145,6 +148,9 @@ class RolloutWorker:
         self._question: Callable[[], Actions] | None = None
         self._returns = [0.0] * self.num_envs
         self._lengths = [-1] * self.num_envs
+        self._mask = self.spec.action_mask() if self.spec.tasks else None
+        self._tasks = [0] * self.num_envs
+        self._steps_of: Counter[int] = Counter()
         self._episodes: list[EpisodeResult] = []
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._faults: Counter[str] = Counter()
@@ -220,6 +226,8 @@ class RolloutWorker:
         question = self._question
         self._question = None  # if it fails, it can be asked again
         choice = question()
+        if self._mask is not None:
+            choice = self._masked(choice, row)
         chosen = self._clock()
         made = self.agent_steps
         written = self._store(row, choice)
@@ -275,6 +283,10 @@ class RolloutWorker:
         values |= {
             f"env_errors_total{{reason={kind}}}": Sum(count) for kind, count in self._faults.items()
         }
+        for index, steps in self._steps_of.items():
+            name = self.spec.tasks[index].name
+            values[key_of("task_agent_steps_total", task=name)] = Sum(steps)
+        self._steps_of = Counter()
         values["env_step_seconds"] = self._env_times.take()
         self._seconds = defaultdict(float)
         self._faults = Counter()
@@ -334,6 +346,8 @@ class RolloutWorker:
             saved_row = {name: np.array(value) for name, value in state["row"].items()}
             obs = {key: saved_row.pop(f"obs/{key}") for key in self.spec.obs}
             self._arrive(EnvStep(obs=obs, **saved_row))
+            if self._mask is not None:
+                self._tasks = obs[TASK].tolist()
 
     def _env_state(self) -> Any:
         """What the envs go on from; None where one cannot give it, or gives what no file takes."""
@@ -457,6 +471,14 @@ class RolloutWorker:
     def _random_actions(self) -> Actions:
         return Actions(self._random(), {}, NO_POLICY)
 
+    def _masked(self, choice: Actions, row: EnvStep) -> Actions:
+        """The decision with zeros in what the tasks of the rows do not have: random ones have
+        numbers there.
+        """
+        assert self._mask is not None
+        mask = self._mask[row.obs[TASK]]  # [N, A]
+        return choice._replace(action={ACTION: choice.action[ACTION] * mask})
+
     def _store(self, row: EnvStep, choice: Actions) -> int:
         columns = self._columns(row, choice)
         is_live = row.live.tolist()
@@ -470,10 +492,14 @@ class RolloutWorker:
                 continue
             written += 1
             if is_first[index]:
+                if self._mask is not None:
+                    self._tasks[index] = int(row.obs[TASK][index])
                 self._returns[index] = 0.0
                 self._lengths[index] = 0
             else:
                 moved += 1
+                if self._mask is not None:
+                    self._steps_of[self._tasks[index]] += 1
                 self._returns[index] += reward[index]
                 self._lengths[index] += 1
             lost = index in choice.carry_resets
@@ -506,7 +532,11 @@ class RolloutWorker:
 
     def _end_episode(self, index: int, reason: str) -> None:
         if self._lengths[index] >= 0:
-            self._episodes.append(EpisodeResult(self._returns[index], self._lengths[index], reason))
+            tasks = self.spec.tasks
+            task = tasks[self._tasks[index]].name if tasks else ""
+            self._episodes.append(
+                EpisodeResult(self._returns[index], self._lengths[index], reason, task)
+            )
         self._lengths[index] = -1
 
 

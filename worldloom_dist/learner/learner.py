@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import torch
 from worldloom.core.metrics import Histogram, HistogramBuilder, Last, MetricMap, Sum, merge_into
 from worldloom.core.protocol import Agent, SharesWeights
 from worldloom.core.sequence import PolicyVersion, SequenceBatch
+from worldloom.core.specs import OBS, TASK, column_name
 from worldloom.data.windows import SampledWindows
 from worldloom.nn.cuda_streams import recorded_event
 from worldloom.nn.snapshot import to_bfloat16
@@ -34,6 +35,7 @@ from worldloom_dist.metrics.names import (
     BUCKETS_S,
     LAG_BUCKETS,
     LEARNER_PHASES,
+    key_of,
     scalar_keys,
 )
 from worldloom_dist.ports import WeightSink
@@ -61,6 +63,7 @@ class Learner:
         compile: How an update runs; see :mod:`worldloom_dist.learner.step`.
         ranks: Learner ranks that train together.
         weights_dtype: What floating-point weights become when they are published.
+        tasks: Names of several tasks, whose windows are counted.
 
     Attributes:
         train_steps: Updates made over the whole run, those before a resume included.
@@ -84,6 +87,7 @@ class Learner:
         compile: CompileMode = "auto",
         ranks: int = 1,
         weights_dtype: Literal["float32", "bfloat16"] = "float32",
+        tasks: Sequence[str] = (),
     ) -> None:
         self.agent = agent
         self.train_steps = 0
@@ -113,6 +117,8 @@ class Learner:
         self._stagings = HistogramBuilder(BUCKETS_S)
         self._lags = HistogramBuilder(LAG_BUCKETS)
         self._fresh_steps = 0
+        self._tasks = tasks
+        self._windows_of = np.zeros(len(tasks), np.int64)
 
     @property
     def version(self) -> PolicyVersion:
@@ -145,6 +151,9 @@ class Learner:
         self._ages.add(max(0.0, time.time() - float(windows.inserted_s.mean())))
         self._lags.add(max(0.0, self.train_steps - float(windows.versions.mean())))
         self._fresh_steps += 1
+        if self._tasks:
+            numbers = windows.columns[column_name(OBS, TASK)][:, 0]
+            self._windows_of += np.bincount(numbers, minlength=len(self._tasks))
         if self.held_out is not None and self.held_out.is_due(self.train_steps):
             self._held_out_losses = self.held_out.measure(self.agent)
 
@@ -227,6 +236,10 @@ class Learner:
                 "learner_replayed_steps_total": Sum(positions),
             }
             self._fresh_steps = 0
+        for index, name in enumerate(self._tasks):
+            count = int(self._windows_of[index])
+            metrics[key_of("sampled_windows_total", task=name)] = Sum(count)
+        self._windows_of[:] = 0
         taken_phases = {phase: tally.take() for phase, tally in self._phases.items()}
         metrics |= {
             f"learner_seconds_total{{phase={phase}}}": Sum(taken.total)

@@ -181,6 +181,28 @@ METRICS: dict[str, MetricInfo] = {
         "as the task asks",
         "near 1 where the task is no bang-bang control: the policy has saturated",
     ),
+    "eval_score": _gauge(
+        "Mean over the tasks of the last evaluation's normalised scores (0 to 100), of a run of "
+        "several tasks.",
+        "rises",
+    ),
+    "task_return_mean": _gauge(
+        "Mean return of one of several tasks, by split: over its last 20 training episodes, or of "
+        "the last evaluation.",
+        "rises",
+        "flat while others rise: the task is not learnt",
+    ),
+    "task_score": _gauge(
+        "The last evaluation's normalised score (0 to 100) of one of several tasks.", "rises"
+    ),
+    "task_episodes_total": _counter(
+        "Episodes ended, by task; of a run of several tasks only.", "grows for every task"
+    ),
+    "task_agent_steps_total": _counter(
+        "Decisions, by task; of a run of several tasks only.",
+        "in proportion to the length of their episodes",
+        "flat for one: its envs fail, or none plays it",
+    ),
     "eval_last_timestamp_seconds": _gauge(
         "When the last evaluation ended, unix time.", "recent", "old: the evaluator hangs"
     ),
@@ -261,6 +283,11 @@ METRICS: dict[str, MetricInfo] = {
         "Updates between the newest weights and those that acted, at insert.",
         "a few publish intervals",
         "grows: see pulls",
+    ),
+    "sampled_windows_total": _counter(
+        "Windows trained, by task; of a run of several tasks only.",
+        "alike for all tasks",
+        "one stays behind: its episodes are shorter than a window, or it is not played",
     ),
     "sample_age_seconds": _histogram(
         "Age of a sampled row: insert to use in an update.", "grows up to the replay's span"

@@ -145,14 +145,20 @@ def replay_budget(
     )
 
 
-def resolve_windows(config: RunConfig, spec: AgentSpec) -> AgentSpec:
+def resolve_windows(config: RunConfig, spec: AgentSpec, env: EnvSpec) -> AgentSpec:
     """The agent's spec with the windows that were asked for.
 
     Raises:
         ConfigurationError: If the selector needs priorities that the agent does not give (it would
-            silently be uniform), or the stride passes over rows.
+            silently be uniform), or several tasks where there is one, or the stride passes over
+            rows.
     """
-    selector = parse_selector(config.replay.selector)
+    selector = parse_selector(config.replay.selector, has_tasks=bool(env.tasks))
+    if selector.uses_tasks and not env.tasks:
+        raise ConfigurationError(
+            f"replay.selector: {config.replay.selector!r} balances several tasks, and "
+            f"{env.name} is one; use uniform, or name several with --env"
+        )
     if selector.uses_priorities and not spec.gives_priorities:
         raise ConfigurationError(
             f"replay.selector: {config.replay.selector!r} needs priorities, and agent "

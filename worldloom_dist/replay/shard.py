@@ -76,6 +76,7 @@ class ReplayShard:
         ram_bytes: If given, compressed columns beyond this size are read back from the journal when
             they are sampled.
         make_selector: Makes the selector for this many slots.
+        task_column: The column that says which of several tasks a row is of.
         is_mapped: Keep large plain columns (latents) in a memory-mapped file instead of in memory.
         progress: Told how far the reading of the journal has come.
 
@@ -101,6 +102,7 @@ class ReplayShard:
         ram_bytes: int | None = None,
         is_mapped: bool = False,
         make_selector: Callable[[int], Selector] = Uniform,
+        task_column: str | None = None,
         progress: RecoveryProgress | None = None,
     ) -> None:
         self.index = index
@@ -127,6 +129,7 @@ class ReplayShard:
             hot_bytes=ram_bytes,
             mapped_in=directory if is_mapped else None,
             shard=index,
+            task_column=task_column,
         )
         self._make_selector = make_selector
         self.lock = threading.Lock()

@@ -15,6 +15,7 @@ from worldloom_dist.run.console import LogFile, Screen
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.presets import preset_changes
 from worldloom_dist.run.standby import describe_standby
+from worldloom_dist.run.tasks import task_lines
 
 if TYPE_CHECKING:
     from worldloom_dist.run.plan import Plan
@@ -83,6 +84,8 @@ def announce(
         config.preset,
         ", changed: " + "; ".join(changes) if (changes := preset_changes(config)) else "",
     )
+    for line in task_lines(plan):
+        logger.info("%s", line)
     logger.info("env      %s: obs %s, action %s", env.name, _shapes(env.obs), _shapes(env.action))
     logger.info(
         "agent    %s: train ratio %g (%g updates per agent step), prefill %d agent "

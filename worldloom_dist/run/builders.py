@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,10 @@ from worldloom_dist.actors.evaluation import Evaluator
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.actors.step_budget import StepBudget
+from worldloom_dist.actors.task_evaluation import TaskEvaluator
 from worldloom_dist.ports import ReplayWriter, WeightSink
 from worldloom_dist.replay.recovery import RecoveryProgress
 from worldloom_dist.replay.shard import ReplayShard
-from worldloom_dist.run.config import ReplayConfig
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.held_out import build_held_out
 from worldloom_dist.run.plan import (
@@ -44,6 +45,7 @@ from worldloom_dist.run.plan import (
     group_sizes,
     role_seed,
 )
+from worldloom_dist.run.tasks import env_cycles, has_same_tasks, task_problem
 
 if TYPE_CHECKING:
     from worldloom.training.checkpoints import CheckpointStore
@@ -98,7 +100,14 @@ def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs
         config.runtime == "ray" and config.envs_per_worker > 1 and supervised
     )
     seed = role_seed(plan, "worker", slot, incarnation, *([first_env] if first_env else []))
-    return make_env(plan.env, num_envs=num_envs, seed=seed, limits=limits, processes=processes)
+    return make_env(
+        plan.env,
+        num_envs=num_envs,
+        seed=seed,
+        limits=limits,
+        processes=processes,
+        cycles=env_cycles(plan, slot, first_env, num_envs),
+    )
 
 
 def worker_memory(plan: Plan) -> MemoryWatch:
@@ -240,6 +249,7 @@ def build_learner(
         "compile": "off" if reason else own.compile,
         "ranks": plan.config.learners,
         "weights_dtype": own.weights_dtype,
+        "tasks": [task.name for task in plan.env_spec.tasks],
     }
     learner = Learner(
         agent,
@@ -264,7 +274,10 @@ def build_store(plan: Plan, folder: Path) -> CheckpointStore:
     from worldloom.training.remote_checkpoints import open_store
 
     learner = plan.config.learner
-    return open_store(learner.checkpoints or folder / "checkpoints", keep=learner.keep_checkpoints)
+    store = open_store(learner.checkpoints or folder / "checkpoints", keep=learner.keep_checkpoints)
+    if plan.env_spec.tasks:
+        store.compares = partial(has_same_tasks, plan)
+    return store
 
 
 def check_none(store: CheckpointStore) -> None:
@@ -318,6 +331,14 @@ def check_trained_env(plan: Plan, checkpoint: str, facts: Mapping[str, Any]) -> 
         return
     before = {"env": _spelled_out(trained["name"]), **NEUTRAL, **trained["settings"]}
     now = {"env": _spelled_out(plan.env.env), **NEUTRAL, **plan.env.settings()}
+    if before.get("tasks") and now.get("tasks"):  # how their list is called does not matter
+        problem = task_problem(before.pop("tasks"), now.pop("tasks"))
+        if problem:
+            raise CheckpointError(
+                f"{checkpoint} was trained with {problem}; set it back, or train in a new run "
+                "folder"
+            )
+        now["env"] = before["env"]
     for name in [*before, *now]:
         if before.get(name) != now.get(name):
             raise CheckpointError(
@@ -421,15 +442,18 @@ def build_shard(
         if plan.budget and plan.budget.hot_bytes is not None
         else None,
         is_mapped=plan.budget is not None and plan.budget.is_mapped,
-        make_selector=_selector_maker(replay),
+        make_selector=_selector_maker(plan),
+        task_column=plan.env_spec.task_column,
         progress=progress,
     )
 
 
-def _selector_maker(replay: ReplayConfig) -> Callable[[int], Selector]:
+def _selector_maker(plan: Plan) -> Callable[[int], Selector]:
     """Makes a shard's selector; with a share of loaded rows it keeps these apart."""
-    build = parse_selector(replay.selector).build
-    if replay.offline_share is None:
+    tasks = len(plan.env_spec.tasks)
+    selector = parse_selector(plan.config.replay.selector, has_tasks=bool(tasks))
+    build = partial(selector.build, tasks=tasks)
+    if plan.config.replay.offline_share is None:
         return build
     return lambda size: FilesApart(size, build(size))
 
@@ -445,39 +469,53 @@ def _most_in_memory(plan: Plan) -> int | None:
     return plan.budget.ram_limit_bytes // plan.config.replay.shards
 
 
-def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
+def build_evaluator(
+    plan: Plan, *, device: str = "cpu", tasks: Collection[str] = ()
+) -> Evaluator | TaskEvaluator:
     """The evaluator: own envs, own seeds, ``explore=False``; the same one in training and
     afterwards. Its policy decides on ``device`` for all episodes at once.
+
+    Args:
+        plan: Of the run.
+        device: Where the policy decides.
+        tasks: Of several, those that are played; all by default. What one comes to does not depend
+            on the others.
     """
     episodes = plan.config.eval_episodes
-    seed = role_seed(plan, "evaluation")
     policy = make_policy(
         plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "evaluation_policy")
     )
     capture_on_gpu(plan, policy, device, (episodes,))
     videos = plan.config.eval_videos
 
-    def env() -> VectorEnv:
-        """Envs with the evaluation's own seed."""
-        processes = bool(plan.needs_main_thread)
+    def env(*task: int) -> VectorEnv:
+        """Envs with the evaluation's own seed, of one task where there are several."""
         return make_env(
             plan.env,
             num_envs=episodes,
-            seed=seed,
+            seed=role_seed(plan, "evaluation", *task),
             limits=EnvLimits(memory_gb=plan.config.actors.env_memory_gb),
-            processes=processes,
+            processes=bool(plan.needs_main_thread),
             is_exact=False,
             renders=videos > 0,
+            cycles=[task] * episodes if task else None,
         )
 
-    return Evaluator(
-        env,
-        policy,
-        episodes,
-        videos=videos,
-        max_steps=plan.eval_max_steps,
-        timeout_s=plan.config.eval_timeout_s,
-    )
+    def evaluator(*task: int) -> Evaluator:
+        """Of the env, or of one task."""
+        return Evaluator(
+            partial(env, *task),
+            policy,
+            episodes,
+            videos=videos,
+            max_steps=plan.eval_max_steps,
+            timeout_s=plan.config.eval_timeout_s,
+        )
+
+    if not plan.env_spec.tasks:
+        return evaluator()
+    chosen = [task for task in plan.env_spec.tasks if not tasks or task.name in tasks]
+    return TaskEvaluator([(task, evaluator(plan.env_spec.tasks.index(task))) for task in chosen])
 
 
 def measure_act_costs(plan: Plan, device: str) -> ActCosts:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.envs.config import TASKS_SUITE
 from worldloom_dist.run.config import NO_PRESET, RunConfig
 from worldloom_dist.run.folder import RunFolder
 
@@ -86,10 +87,16 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
 
 
 def run_name(config: RunConfig) -> str:
-    """The preset, or where there is none the env: ``cartpole-v1``, ``my_env-thermostat``."""
+    """The preset, or where there is none the env: ``cartpole-v1``, ``my_env-thermostat``,
+    ``mt-dmc10``, ``point-and-2`` (others).
+    """
     if config.preset != NO_PRESET:
         return config.preset
     name = "offline" if config.env.is_none else config.env.name
+    if config.env.suite == TASKS_SUITE:
+        first, *others = config.env.tasks
+        is_list = "," in config.env.env
+        name = f"{first}-and-{len(others)}" if is_list else f"mt-{Path(name).stem}"
     return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.") or "run"
 
 

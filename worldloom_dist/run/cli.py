@@ -25,17 +25,19 @@ from worldloom.algorithms.registry import make_agent_config, own_field
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.core.json_text import parse_json
 from worldloom.core.program import called
+from worldloom.envs.tasks import with_tasks
 from worldloom_dist.run.agent_help import agent_help
 from worldloom_dist.run.config import NO_PRESET, RunConfig
 from worldloom_dist.run.flag_hints import hint
 from worldloom_dist.run.help_texts import description, footer
 from worldloom_dist.run.listing import newest_run
 from worldloom_dist.run.presets import PRESETS, default_config, find_preset
-from worldloom_dist.run.resuming import resume_problems
+from worldloom_dist.run.resuming import kept_tasks, resume_problems
 
 __all__ = ["UsageError", "flag_names", "parse", "read_config"]
 
-HIDDEN = ("agent_overrides",)
+HIDDEN = ("agent_overrides", "tasks")
+"""Fields that are filled from others and are no flags."""
 MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 SWITCHES = ("--tensorboard", "--wandb", "--trackio", "--mlflow", "--otel")
 """Flags that mean True when no value follows."""
@@ -60,6 +62,10 @@ def parse(words: Sequence[str]) -> RunConfig:
     pairs, mistakes = _split(words)
     base, is_resumed = _base(dict(pairs), mistakes)
     config = _read([pair for pair in pairs if not pair[0].startswith("--agent.")], base, mistakes)
+    if "--env" in dict(pairs) or not config.env.tasks:
+        config = _with_tasks(config, mistakes)
+        if is_resumed:
+            config = dataclasses.replace(config, env=kept_tasks(base.env, config.env))
     kept = base.agent_overrides if config.agent == base.agent else {}
     overrides = _agent_overrides(
         config.agent, kept, [pair for pair in pairs if pair[0].startswith("--agent.")], mistakes
@@ -69,6 +75,15 @@ def parse(words: Sequence[str]) -> RunConfig:
     if mistakes:
         raise UsageError("\n".join(dict.fromkeys(mistakes)))
     return config
+
+
+def _with_tasks(config: RunConfig, mistakes: list[str]) -> RunConfig:
+    """The tasks that ``--env`` names are read here and nowhere else: their file may change."""
+    try:
+        return dataclasses.replace(config, env=with_tasks(config.env))
+    except ConfigurationError as error:
+        mistakes.append(str(error))
+        return config
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -228,7 +243,7 @@ def _preset(given: dict[str, str], mistakes: list[str]) -> RunConfig:
     base = RunConfig()
     steps = given.get("--env-steps", "")
     try:
-        env = dataclasses.replace(base.env, env=given.get("--env", base.env.env))
+        env = with_tasks(dataclasses.replace(base.env, env=given.get("--env", base.env.env)))
         agent = given.get("--agent", base.agent)
         return default_config(env, agent, int(steps) if steps.isdecimal() else None)
     except ConfigurationError:
@@ -250,7 +265,14 @@ def _read(pairs: Pairs, base: RunConfig, mistakes: list[str]) -> RunConfig:
 
 
 def _apply(pairs: Pairs, base: Any) -> Any:
-    """Let tyro put flags onto a config; it leaves with SystemExit when it cannot."""
+    """Let tyro put flags onto a config; it leaves with SystemExit when it cannot. Tasks are no
+    flags, and it cannot write them.
+    """
+    tasks = base.env.tasks if isinstance(base, RunConfig) else {}
+    if tasks:
+        alone = dataclasses.replace(base, env=dataclasses.replace(base.env, tasks={}))
+        config = _apply(pairs, alone)
+        return dataclasses.replace(config, env=dataclasses.replace(config.env, tasks=tasks))
     arguments = [
         word for flag, value in pairs for word in (ENV_FLAG if flag == "--env" else flag, value)
     ]

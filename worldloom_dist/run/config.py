@@ -268,9 +268,9 @@ class RunConfig:
     eval_every: int = 10_000
     """Env steps between evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 10
-    """Episodes per evaluation, on own envs with own seeds; 0 turns evaluation off."""
+    """Episodes per evaluation (of each task), on own envs and seeds; 0 turns evaluation off."""
     eval_videos: int = 0
-    """Episodes of each evaluation of which a video is written to the run folder's videos/."""
+    """Episodes of each evaluation (of each task) of which a video is written to videos/."""
     eval_max_steps: int | None = None
     """Decisions after which an evaluation episode is cut (default: 10000 or the env's limit)."""
     eval_model: bool = True
@@ -388,6 +388,7 @@ class RunConfig:
                 f"learner.device must be auto, cpu, cuda or cuda:N, got {self.learner.device!r}"
             )
         found += self._gateway_problems()
+        found += self._task_problems()
         obstacle = "" if self.runtime == "local" else self.standby_obstacle
         if self.learner.standby == "on" and obstacle:
             found.append(f"learner.standby must be auto or off here, got 'on': {obstacle}")
@@ -438,6 +439,21 @@ class RunConfig:
                 f"{why} of files; leave the flag out, or name an env and --replay.load FILE.npz"
             ]
         return []
+
+    def _task_problems(self) -> list[str]:
+        if not self.env.tasks:
+            return []
+        single = {
+            "gateway_port": self.gateway_port is not None,
+            "replay.load": bool(self.replay.load),
+            "replay.held_out": bool(self.replay.held_out),
+            "init_from": self.init_from is not None,
+        }
+        return [
+            f"{name} is for one task, and --env names {len(self.env.tasks)}; leave it out"
+            for name, is_set in single.items()
+            if is_set
+        ]
 
     def _gateway_problems(self) -> list[str]:
         if self.gateway_port is None:

@@ -50,7 +50,12 @@ def drawable(config: RunConfig) -> RunConfig:
 
 
 def why_not_drawn(env: EnvConfig) -> str:
-    """Draw one picture of an env; why that fails, and empty when it does not."""
+    """Draw one picture of an env, of several tasks one of each; why that fails, and empty when it
+    does not.
+    """
+    if env.tasks:
+        reasons = zip(env.tasks, map(why_not_drawn, env.parts()), strict=True)
+        return next((f"task {name}: {why}" for name, why in reasons if why), "")
     made = make_env(env, seed=0, renders=True)
     try:
         picture_of(made, made.reset())

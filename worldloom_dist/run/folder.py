@@ -142,7 +142,7 @@ class RunFolder:
         facts = {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent}
         write_json(self.path / "config.json", facts)
         if not known:
-            sign_run(self.path, config.env.env, outside_module(config.agent))
+            sign_run(self.path, config.env.played, outside_module(config.agent))
         return run_id
 
     def _lock(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,38 @@ __all__ = ["check_checkpoint", "check_model"]
 
 logger = logging.getLogger(__name__)
 
+AllProbes = Mapping[str, Probes | None] | Probes | None
+"""Of an evaluation; of one of several tasks those of each."""
 
-def check_model(plan: Plan, agent: Agent, probes: Probes | None) -> dict[str, Any]:
-    """``{"model": facts}`` (see :func:`worldloom.evaluation.trust.model_facts`); empty where there
-    is nothing to say.
+
+def check_model(plan: Plan, agent: Agent, probes: AllProbes) -> dict[str, Any]:
+    """``{"model": facts}`` (see :func:`worldloom.evaluation.trust.model_facts`), of several tasks
+    ``{"model": {"tasks": {NAME: facts}}}``; empty where there is nothing to say.
     """
-    if not plan.config.eval_model or probes is None:
+    if not plan.config.eval_model or not probes:
         return {}
+    actions = plan.env_spec.action
     try:
-        facts = model_facts(agent, probes, plan.env_spec.action)
+        if isinstance(probes, Probes):
+            facts = model_facts(agent, probes, actions)
+        else:
+            of_tasks = {
+                name: found
+                for name, one in probes.items()
+                if one is not None and (found := model_facts(agent, one, actions))
+            }
+            facts = {"tasks": of_tasks} if of_tasks else {}
     except Exception as error:  # an agent from outside may raise anything
         logger.warning("the model could not be held against the evaluation: %s", first_line(error))
         return {}
     return {"model": facts} if facts else {}
 
 
-def check_checkpoint(plan: Plan, folder: Path, probes: Probes | None) -> dict[str, Any]:
+def check_checkpoint(plan: Plan, folder: Path, probes: AllProbes) -> dict[str, Any]:
     """The same with the agent of a run's newest checkpoint, whose ``train_steps`` the facts name;
     on the CPU, because the accelerator is the learner's.
     """
-    if not plan.config.eval_model or probes is None:
+    if not plan.config.eval_model or not probes:
         return {}
     try:
         newest = build_store(plan, folder).newest()

@@ -44,12 +44,16 @@ def check_trains(plan: Plan) -> None:
         return
     limits = plan.limits
     sampling = plan.spec.sampling
-    longest = plan.env_spec.episode_limit
-    if longest is not None and longest + 1 < sampling.window_rows and not sampling.cross_episodes:
+    limits_of = {task.name: task.episode_limit for task in plan.env_spec.tasks} or {
+        plan.env.env: plan.env_spec.episode_limit
+    }
+    for name, longest in limits_of.items():
+        if longest is None or longest + 1 >= sampling.window_rows or sampling.cross_episodes:
+            continue
         raise ConfigurationError(
             f"agent {plan.agent.name} samples windows of {sampling.window_rows} rows, "
             "and an episode "
-            f"of {plan.env.env} has at most {longest + 1}, so nothing could be trained; {WAY_OUT}"
+            f"of {name} has at most {longest + 1}, so nothing could be trained; {WAY_OUT}"
         )
     # pretraining on the prefill alone would be a run in which the agent never acts
     least = limits.prefill_agent_steps + math.ceil(limits.batch_positions / limits.ratio)
@@ -132,12 +136,16 @@ def is_as_asked(plan: Plan, evaluation: Mapping[str, Any]) -> bool:
     """
     config = plan.config
     longest = max(evaluation.get("lengths", ()), default=0)
-    if evaluation["episodes"] != config.eval_episodes or longest > plan.eval_max_steps:
+    tasks = {task.name for task in plan.env_spec.tasks}
+    times = len(tasks) or 1
+    if evaluation["episodes"] != config.eval_episodes * times or longest > plan.eval_max_steps:
+        return False
+    if tasks != set(evaluation.get("tasks", ())):
         return False
     if evaluation.get("cut_episodes") and longest != plan.eval_max_steps:
         return False
     videos = evaluation.get("videos", ())
-    return len(videos) >= config.eval_videos or "video_problems" in evaluation
+    return len(videos) >= config.eval_videos * times or "video_problems" in evaluation
 
 
 def shortfall(

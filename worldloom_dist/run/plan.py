@@ -23,11 +23,12 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.memory import memory_total
 from worldloom.core.protocol import AgentSpec
 from worldloom.core.seeds import seed_of
-from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.core.specs import ACTION, OBS, ArraySpec, EnvSpec
 from worldloom.data.offline_share import OfflineShare, parse_share
 from worldloom.data.rate_limiter import RateLimits
-from worldloom.envs.config import EnvConfig
-from worldloom.envs.factory import probe_env
+from worldloom.envs.config import TASKS_SUITE, EnvConfig
+from worldloom.envs.factory import probe_env, probed
+from worldloom.envs.tasks import has_sizes, joined_spec
 from worldloom_dist.replay.budget import ReplayBudget
 from worldloom_dist.replay.imports import split_sources
 from worldloom_dist.replay.planning import (
@@ -235,7 +236,15 @@ def resolve(
         size = None
     else:
         env, observed, size = resolve_env(config.env, env_defaults(agent))
-    spec = resolve_windows(config, agent_spec(agent, observed))
+        if env.tasks:
+            own = dataclasses.replace(config.env, tasks=env.tasks)
+            config = dataclasses.replace(config, env=own)
+    spec = resolve_windows(config, agent_spec(agent, observed), observed)
+    if observed.tasks and not spec.knows_tasks:
+        raise ConfigurationError(
+            f"agent {spec.name} learns one task, and --env names {len(observed.tasks)}; use an "
+            "agent that learns several (tdmpc2), or name one env"
+        )
     # nothing is inserted, so nothing is owed: all updates are pretraining after a prefill of
     # nothing
     if config.env.is_none:
@@ -302,9 +311,35 @@ def resolve_again(config: RunConfig, folder: RunFolder) -> Plan:
     """
     found = folder.read_json("config.json")
     stored = split_sources(found.get("run", {}).get("replay", {}).get("load"))
-    return resolve(
-        config, recorded=folder.env_spec() if config.env.is_none else None, stored=stored
-    )
+    known = folder.env_spec()
+    if config.env.tasks and not has_sizes(config.env):
+        # 0 is for tasks of the beginning, which prefill and pretraining are counted by
+        joined = max(1, int(folder.read_json("summary.json").get("env_steps") or 0))
+        tasks = {
+            name: entry if OBS in entry else {**entry, "joined": joined}
+            for name, entry in config.env.tasks.items()
+        }
+        config = dataclasses.replace(config, env=dataclasses.replace(config.env, tasks=tasks))
+    plan = resolve(config, recorded=known if config.env.is_none else None, stored=stored)
+    if known is not None and known.tasks and plan.env_spec.tasks:
+        _check_rows_fit(plan.env_spec, known)
+    return plan
+
+
+def _check_rows_fit(now: EnvSpec, then: EnvSpec) -> None:
+    """Refuse tasks that are larger than the rows of the run, or that repeat actions otherwise.
+
+    Raises:
+        ConfigurationError: Names the task.
+    """
+    most = {OBS: then.obs[OBS].size, ACTION: then.action[ACTION].size}
+    for task in now.tasks[len(then.tasks) :]:
+        for what, size in ((OBS, task.obs_size), (ACTION, task.action_size)):
+            if size > most[what]:
+                raise ConfigurationError(
+                    f"env.tasks: {task.name!r} has {size} numbers in {what}, and the run's rows "
+                    f"have {most[what]}; leave it out, or start a new run with --run-dir"
+                )
 
 
 def resolve_env(
@@ -314,12 +349,15 @@ def resolve_env(
     else the suite's own.
 
     The agent's settings for images concern only envs that observe some. The env is built once, and
-    once more if the agent's settings change it.
+    once more if the agent's settings change it; of several tasks each one alone.
 
     Returns:
         The settings, and what :func:`~worldloom.envs.factory.probe_env` says about the env with
         them.
     """
+    if own.suite == TASKS_SUITE:
+        env = probed(own, lambda part: resolve_env(part, published))
+        return env, joined_spec(env), None
     alone = own.resolved()
     defaults = dict(published.get(own.family, {}))
     spec, size = probe_env(alone)

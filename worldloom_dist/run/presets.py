@@ -97,17 +97,22 @@ def default_settings(env: EnvConfig, agent: str, env_steps: int | None = None) -
     """How long a run of this env and agent is, how often it is evaluated, and what replay keeps.
 
     Args:
-        env: The env.
+        env: The env; of several tasks the first one says, and all of them take a multiple.
         agent: ``algorithm:preset``.
         env_steps: What the user says instead of the published number.
     """
     algorithm = agent.partition(":")[0]
-    suite = env.suite
-    if suite == "gym" and env.name.partition("-v")[0].rpartition("/")[2] in MUJOCO_TASKS:
+    first = env.parts()[0]
+    suite = first.suite
+    if suite == "gym" and first.name.partition("-v")[0].rpartition("/")[2] in MUJOCO_TASKS:
         suite = "mujoco"
     found: dict[str, Any] = {}
     for key in (("", ""), ("", suite), (algorithm, suite)):
         found |= DEFAULTS.get(key, {})
+    for name in ("env_steps", "eval_every"):  # as published, of each task
+        found[name] *= len(env.parts())
+    if env.tasks:
+        found["eval_timeout_s"] = RunConfig().eval_timeout_s * len(env.tasks)
     if env_steps is not None and env_steps > 0:
         found["env_steps"] = env_steps
         found["eval_every"] = max(1, min(found["eval_every"], env_steps // EVALUATIONS))
@@ -170,7 +175,10 @@ def config_changes(before: RunConfig, after: RunConfig) -> list[str]:
 def _flat(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Fields by the names that flags have."""
     for name, value in tree.items():
-        if isinstance(value, Mapping):
+        if path == "env." and name == "tasks":
+            if value:
+                yield "env.tasks", ", ".join(value)
+        elif isinstance(value, Mapping):
             yield from _flat(value, f"{'agent' if name == 'agent_overrides' else path + name}.")
         else:
             yield ("env" if path == "env." and name == "env" else path + name), value

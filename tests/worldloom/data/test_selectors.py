@@ -4,7 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.data.selectors import Mixture, Prioritised, Recency, SumTree, Uniform
+from worldloom.core.protocol import SamplingSpec
+from worldloom.core.sequence import StreamId
+from worldloom.core.specs import TASK, ArraySpec, EnvSpec
+from worldloom.data.selector_spec import parse_selector
+from worldloom.data.selectors import Balanced, Mixture, Prioritised, Recency, SumTree, Uniform
+from worldloom.data.sequence_buffer import SequenceBuffer
 
 
 def chi_square_bound(degrees):
@@ -145,3 +150,93 @@ def test_weights_come_back_exactly_also_those_of_a_mixture():
 def test_mixture_shares_must_sum_to_one():
     with pytest.raises(ConfigurationError, match="sum to 1"):
         Mixture([(Uniform(4), 0.5)])
+
+
+def balanced_of(*counts):
+    """A selector whose slots are of one task after the other, this many of each."""
+    selector = Balanced(sum(counts), len(counts))
+    tasks = np.repeat(np.arange(len(counts)), counts)
+    slots = np.arange(len(tasks))
+    selector.note_tasks(slots, tasks)
+    selector.add(slots)
+    return selector, tasks
+
+
+def test_every_task_has_its_share_of_every_batch_however_much_is_stored_of_it():
+    selector, tasks = balanced_of(10_000, 600, 600)
+    rng = np.random.default_rng(0)
+    total = np.zeros(3)
+    for _ in range(300):
+        counts = np.bincount(tasks[selector.sample([(256, rng)], 0)], minlength=3)
+        assert counts.sum() == 256
+        assert set(counts.tolist()) <= {85, 86}
+        total += counts
+    np.testing.assert_allclose(total / total.sum(), 1 / 3, rtol=2e-3)
+
+
+def test_a_task_with_few_windows_counts_in_proportion():
+    selector, tasks = balanced_of(10_000, 600, 5)
+    rng = np.random.default_rng(0)
+    draws = selector.sample([(256, rng)] * 400, 0)
+    share = np.bincount(tasks[draws], minlength=3) / len(draws)
+    np.testing.assert_allclose(share, np.array([1, 1, 0.01]) / 2.01, rtol=0.1)
+    own = draws[tasks[draws] == 1]
+    slots = np.arange(10_000, 10_600)
+    assert chi_square(own, slots, np.full(600, len(own) / 600)) < chi_square_bound(599)
+
+
+def test_a_task_whose_windows_are_all_gone_is_not_drawn():
+    selector, tasks = balanced_of(40, 3)
+    selector.remove(np.arange(40, 43))
+    assert set(tasks[selector.sample([(50, np.random.default_rng(0))], 0)]) == {0}
+    selector.note_tasks(np.array([40]), np.array([0]))
+    selector.add(np.array([40]))
+    assert 40 in selector.sample([(900, np.random.default_rng(0))], 0)
+
+
+def test_a_single_window_can_be_asked_for():
+    selector, tasks = balanced_of(700, 700, 700)
+    rng = np.random.default_rng(0)
+    drawn = tasks[selector.sample([(1, rng)] * 3000, 0)]
+    np.testing.assert_allclose(np.bincount(drawn) / 3000, 1 / 3, atol=0.03)
+
+
+def test_balanced_is_the_own_selector_of_several_tasks_only():
+    assert parse_selector("agent", has_tasks=True).parts == (("balanced", 0.0, 1.0),)
+    assert parse_selector("agent").parts == (("uniform", 0.0, 1.0),)
+    assert parse_selector("0.7*balanced+0.3*recency").uses_tasks
+    with pytest.raises(ConfigurationError, match="cannot read 'balanced:3'"):
+        parse_selector("balanced:3")
+
+
+def filled(chunk):
+    """A buffer of 400 rows in which one episode of four is of task 1, from chunks of this size."""
+    env = EnvSpec(
+        name="x",
+        obs={"obs": ArraySpec((1,)), TASK: ArraySpec((), "int32")},
+        action={"action": ArraySpec((1,))},
+    )
+    buffer = SequenceBuffer(
+        env.columns(),
+        SamplingSpec(batch_size=4, length=2, bootstrap=1),
+        capacity_rows=400,
+        selector=Balanced(400, 2),
+        task_column="obs/task",
+    )
+    for start in range(0, 640, chunk):  # the oldest rows are gone by the end
+        rows = {name: spec.zeros(chunk) for name, spec in env.columns().items()}
+        number = np.arange(start, start + chunk)
+        rows["obs"][:, 0] = number
+        rows["obs/task"][:] = number // 16 % 4 == 0
+        rows["is_first"][:] = number % 16 == 0
+        rows["truncated"][:] = number % 16 == 15
+        buffer.append(StreamId(0, 0, 0), start // chunk, rows)
+    return buffer
+
+
+def test_draws_of_several_tasks_depend_on_the_rows_alone():
+    windows = [filled(chunk).sample(100, np.random.default_rng(3)) for chunk in (1, 32)]
+    np.testing.assert_array_equal(windows[0].columns["obs"], windows[1].columns["obs"])
+    tasks = windows[0].columns["obs/task"]
+    assert (tasks == tasks[:, :1]).all()
+    assert 0.15 < tasks[:, 0].mean() < 0.35, "a fourth, because no task has a full share"

@@ -15,7 +15,7 @@ import torch
 
 from worldloom.algorithms.registry import make_agent, make_agent_config
 from worldloom.core.sequence import SequenceBatch
-from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.core.specs import TASK, ArraySpec, EnvSpec, TaskSpec
 from worldloom_dist.learner.process_group import BucketAverage, TorchProcessGroup, open_store
 
 UPDATES = 3
@@ -65,8 +65,21 @@ MLP: dict[str, Any] = {
     "batch_length": 3,
     "horizon": 3,
 }
+TASKS = EnvSpec(
+    name="tasks",
+    obs={"obs": ArraySpec((3,)), TASK: ArraySpec((), "int32")},
+    action={"action": ArraySpec((2,))},
+    tasks=tuple(
+        TaskSpec(name=f"t{i}", env=f"toy:t{i}", obs=(("obs", 3),), action=(("action", 2),))
+        for i in range(3)
+    ),
+)
+ENVS = {"tdmpc2-tasks": TASKS}
+EMBEDDING_NORM = 1.7
+"""Above the norm 1 to which the embeddings of a batch are shortened."""
 AGENTS = {
     "tdmpc2": ("tdmpc2:ci", TDMPC2),
+    "tdmpc2-tasks": ("tdmpc2:ci", TDMPC2 | {"episodic": "off", "task_dim": 4}),
     "dreamerv3": ("dreamerv3:ci", DREAMER),
     "mlp": ("mlp:ci", MLP),
     "r2dreamer": ("r2dreamer:ci", DREAMER),
@@ -75,16 +88,23 @@ AGENTS = {
 
 def make(name: str) -> Any:
     preset, settings = AGENTS[name]
-    return make_agent(make_agent_config(preset, settings), ENV, seed=3)
+    agent = make_agent(make_agent_config(preset, settings), ENVS.get(name, ENV), seed=3)
+    if name in ENVS:
+        with torch.no_grad():
+            table = agent.model.task_emb
+            table.mul_(EMBEDDING_NORM / table.norm(dim=1, keepdim=True))
+    return agent
 
 
 def batch(agent: Any, number: int, rank: int = 0, size: int = 1) -> SequenceBatch:
-    """This rank's windows of joint batch ``number``."""
+    """This rank's windows of joint batch ``number``; with several tasks its windows are of one
+    that no other rank has.
+    """
     sampling = agent.spec.sampling
     rng = np.random.default_rng(number)
     lead = (sampling.batch_size, sampling.window_rows)
     columns = {}
-    for name, spec in ENV.columns(agent.spec.extras).items():
+    for name, spec in agent.env.columns(agent.spec.extras).items():
         values = rng.normal(size=(*lead, *spec.shape))
         columns[name] = (
             values.astype(spec.dtype)
@@ -92,6 +112,8 @@ def batch(agent: Any, number: int, rank: int = 0, size: int = 1) -> SequenceBatc
             else np.zeros(values.shape, spec.dtype)
         )
     columns["terminated"][:, -1] = rng.random(lead[0]) < 0.5
+    if agent.env.task_column:
+        columns[agent.env.task_column][lead[0] // 2 :] = 1
     share = lead[0] // size
     return SequenceBatch.from_columns(
         {k: torch.tensor(v[rank * share : (rank + 1) * share]) for k, v in columns.items()}

@@ -18,7 +18,7 @@ from worldloom_dist.learner.process_group import _buckets
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize("name", ["tdmpc2", "dreamerv3", "r2dreamer", "mlp"])
+@pytest.mark.parametrize("name", ["tdmpc2", "tdmpc2-tasks", "dreamerv3", "r2dreamer", "mlp"])
 def test_two_gloo_ranks_equal_one_rank_with_the_joint_batch(name, tmp_path):
     port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -101,7 +101,7 @@ def stored_state(batch: SequenceBatch, model: LatentModel) -> State:
 
 
 @torch.no_grad()
-def burnt_in(batch: SequenceBatch, model: WorldModel, stored: State) -> State:
+def burnt_in(batch: SequenceBatch, model: LatentModel, stored: State) -> State:
     """The state to start from where replay holds none for the first row: as if an episode began
     there, with the likeliest classes. Draws nothing, so that other windows are as they were; made
     for all windows, one row of each, because a look at which need it would wait for the device.

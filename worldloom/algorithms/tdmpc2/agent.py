@@ -16,10 +16,16 @@ from torch import Tensor
 from worldloom.algorithms.tdmpc2.config import Architecture
 from worldloom.algorithms.tdmpc2.draws import PlanDraws, PlanShape, UpdateDraws
 from worldloom.algorithms.tdmpc2.foresight import foresight
+from worldloom.algorithms.tdmpc2.growing import grown
 from worldloom.algorithms.tdmpc2.losses import LossSettings, UpdateBatch
 from worldloom.algorithms.tdmpc2.networks import TDMPC2Networks, make_critics
 from worldloom.algorithms.tdmpc2.planner import PlannerSettings, plan
-from worldloom.algorithms.tdmpc2.spec import TDMPC2AgentConfig, make_spec, resolve
+from worldloom.algorithms.tdmpc2.spec import (
+    TDMPC2AgentConfig,
+    make_spec,
+    resolve,
+    task_discounts,
+)
 from worldloom.algorithms.tdmpc2.update import OptimizerSettings, Updater
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.foresight import Foresight
@@ -27,7 +33,7 @@ from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.protocol import ActOutput, Carry, Decide, TrainOutput
 from worldloom.core.seeds import seed_of
 from worldloom.core.sequence import SequenceBatch, transitions
-from worldloom.core.specs import EnvSpec
+from worldloom.core.specs import TASK, EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.nn.generators import restore_generator, restore_generators
 from worldloom.nn.precision import autocast
@@ -47,9 +53,11 @@ def make_architecture(config: TDMPC2AgentConfig, env: EnvSpec) -> Architecture:
     """Sizes of the networks for a resolved config in an env."""
     return Architecture.of(
         config,
-        obs=env.obs,
+        obs={key: spec for key, spec in env.obs.items() if key != _task_key(env)},
         action_dim=sum(spec.size for spec in env.action.values()),
         is_episodic=config.episodic == "on",
+        num_tasks=len(env.tasks) or 1,
+        task_dim=(config.task_dim or 0) if env.tasks else 0,
     )
 
 
@@ -79,7 +87,10 @@ class TDMPC2Policy:
         architecture = make_architecture(config, env)
         init, acting, self._train_seed = np.random.SeedSequence(seed).spawn(3)
         model = TDMPC2Networks(architecture).reset_parameters(_generator(init, torch.device("cpu")))
+        if env.tasks:
+            model.action_masks.copy_(torch.from_numpy(env.action_mask()))  # type: ignore[operator]
         self.model = model.to(self.device)
+        self._obs_keys = tuple(architecture.obs)
         seeds = [acting] if num_envs is None else acting.spawn(num_envs)
         self._is_per_env = num_envs is not None
         self._generators = [_generator(s, self.device) for s in seeds]
@@ -98,7 +109,9 @@ class TDMPC2Policy:
         )
         is_half = self.device.type == "cpu" and has_half_products()
         self.plan_precision = config.precision if is_half else "float32"
-        self.discount = config.discount or 1.0
+        self.discount: float | Tensor = config.discount or 1.0
+        if env.tasks:
+            self.discount = torch.tensor(task_discounts(config, env), device=self.device)
         self.transfer = HostTransfer(self.device) if self.device.type == "cuda" else None
         self._decide: Decide = self._plan
 
@@ -117,7 +130,9 @@ class TDMPC2Policy:
         draws = self._draw(len(is_first))
         with torch.inference_mode():
             given = {"prev_mean": carry["prev_mean"], "goes_on": ~np.asarray(is_first, bool)}
-            given |= {f"obs/{key}": obs[key] for key in self.env.obs}
+            given |= {f"obs/{key}": obs[key] for key in self._obs_keys}
+            if self.env.tasks:
+                given[TASK] = obs[TASK]
             inputs = self._tensors(given) | draws.named("draws/")
             both = self._array(self._decide(inputs, explore=explore)["action_and_mean"])
         return ActOutput(
@@ -137,9 +152,14 @@ class TDMPC2Policy:
 
     def _planned(self, inputs: Mapping[str, Tensor], *, explore: bool) -> dict[str, Tensor]:
         draws = PlanDraws.from_named(inputs, "draws/")
-        z = self.model.encode(
-            {key: inputs[f"obs/{key}"] for key in self.env.obs}, shift=draws.shift
-        )
+        index = inputs[TASK].long() if self.env.tasks else None
+        task = self.model.embed(index)
+        mask = self.model.mask(index)
+        discount = self.discount
+        if isinstance(discount, Tensor):
+            discount = discount[index]
+        obs = {key: inputs[f"obs/{key}"] for key in self._obs_keys}
+        z = self.model.encode(obs, task, draws.shift)
         previous = inputs["prev_mean"] * inputs["goes_on"][:, None, None]
         mean = torch.cat([previous[:, 1:], torch.zeros_like(previous[:, :1])], 1)
         plans = [
@@ -149,8 +169,10 @@ class TDMPC2Policy:
                 mean[i:j],
                 draws.rows(i, j),
                 self.planner,
-                self.discount,
+                _rows(discount, i, j),
                 explore=explore,
+                task=_rows(task, i, j),
+                mask=_rows(mask, i, j),
             )
             for i, j in self._chunks(len(previous))
         ]
@@ -289,7 +311,12 @@ class TDMPC2Agent(TDMPC2Policy):
 
     def predict_ahead(self, batch: SequenceBatch, warm_up: int) -> Foresight:
         """See :meth:`worldloom.core.protocol.PredictsAhead.predict_ahead`."""
-        return foresight(self.model, self._update_batch(batch), warm_up, self.discount)
+        rows = self._update_batch(batch)
+        discount = self.discount
+        if isinstance(discount, Tensor):  # that of the first window's task
+            assert rows.task is not None
+            discount = discount[rows.task[0]]
+        return foresight(self.model, rows, warm_up, float(discount))
 
     def generators(self) -> list[torch.Generator]:
         """See :meth:`worldloom.core.protocol.CapturableUpdate.generators`."""
@@ -305,8 +332,9 @@ class TDMPC2Agent(TDMPC2Policy):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
+        """Inverse of :meth:`state_dict`; a state of the first of several tasks is made to fit."""
         try:
+            state = grown(state, self.model.state_dict())
             _check_shapes("model", self.model.state_dict(), state["model"])
             _check_shapes("target", self.target.state_dict(), state["target"])
             self.updater.load_state_dict(state["updater"])
@@ -331,10 +359,12 @@ class TDMPC2Agent(TDMPC2Policy):
                 "rows per window of train_step", f">= {self.spec.sampling.window_rows}", length + 1
             )
         return UpdateBatch(
-            {key: obs[key].transpose(0, 1) for key in self.env.obs},
+            {key: obs[key].transpose(0, 1) for key in self._obs_keys},
             torch.cat(actions, -1).transpose(0, 1),
             reward.float().transpose(0, 1),
             terminated.float().transpose(0, 1),
+            # a window lies inside one episode, and an episode inside one task
+            task=obs[TASK][:, 0].long() if self.env.tasks else None,
         )
 
 
@@ -355,6 +385,16 @@ def make_policy(
 ) -> TDMPC2Policy:
     """See :func:`worldloom.algorithms.registry.make_policy`."""
     return TDMPC2Policy(config, env, device=device, seed=seed, num_envs=num_envs)
+
+
+def _task_key(env: EnvSpec) -> str | None:
+    """The observation key that names the task and is no part of what is seen."""
+    return TASK if env.tasks else None
+
+
+def _rows(value: Any, start: int, stop: int) -> Any:
+    """Rows of a tensor; anything else is the same for all rows."""
+    return value[start:stop] if isinstance(value, Tensor) else value
 
 
 def _generator(seed: np.random.SeedSequence, device: torch.device) -> torch.Generator:

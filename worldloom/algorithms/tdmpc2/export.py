@@ -22,6 +22,7 @@ from worldloom.core.policy_step import PolicyStep
 from worldloom.core.protocol import ActOutput, Carry, Policy
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.core.weights import WeightsSnapshot
+from worldloom.envs.tasks import check_one_task
 from worldloom.nn.shift_crop import SHIFT_PAD
 
 __all__ = ["PlannerStep", "PriorPolicy", "PriorStep", "make_step"]
@@ -184,7 +185,12 @@ class PlannerStep(nn.Module):
 
 
 def make_step(policy: TDMPC2Policy, *, planner: bool) -> tuple[Policy, PolicyStep]:
-    """The policy that acts as the step does, and the step: the planner, or the prior alone."""
+    """The policy that acts as the step does, and the step: the planner, or the prior alone.
+
+    Raises:
+        ConfigurationError: If it acts in several tasks.
+    """
+    check_one_task(policy.env, "an exported agent")
     if planner:
         return policy, PlannerStep(policy)
     return PriorPolicy(policy), PriorStep(policy)

@@ -33,16 +33,17 @@ def foresight(
         warm_up: W; only the last of these rows is needed.
         discount: Of the values.
     """
-    seen = model.encode(batch.obs)  # [T, B, L]
+    task = model.embed(batch.task)
+    seen = model.encode(batch.obs, task)  # [T, B, L]
     z = seen[warm_up - 1]
     latents = []
     rewards = []
     for action in batch.action[warm_up - 1 :]:
-        rewards.append(model.reward(z, action))
-        z = model.next_latent(z, action)
+        rewards.append(model.reward(z, action, task))
+        z = model.next_latent(z, action, task)
         latents.append(z)
     ahead = torch.stack(latents)
-    chosen = _values(model, ahead)
+    chosen = _values(model, ahead, batch.task)
     spread = chosen.mean(0).std(correction=0).clamp(min=LEAST_SPREAD)
     goes_on = None
     if model.termination is not None:
@@ -51,18 +52,20 @@ def foresight(
         latent=(_windows_first(ahead), _windows_first(seen[warm_up:])),
         reward=to_numpy(torch.stack(rewards).T),
         goes_on=goes_on,
-        value=to_numpy(_values(model, seen).mean(0).T),
+        value=to_numpy(_values(model, seen, batch.task).mean(0).T),
         discount=discount,
         disagreement=to_numpy((chosen.std(0, correction=0) / spread).T),
     )
 
 
-def _values(model: TDMPC2Networks, z: Tensor) -> Tensor:
-    """What every critic says of the policy's mean action. [..., L] -> [Q, ...]."""
+def _values(model: TDMPC2Networks, z: Tensor, index: Tensor | None) -> Tensor:
+    """What every critic says of the policy's mean action. [T, B, L] -> [Q, T, B]."""
     flat = z.flatten(0, -2)
+    of_rows = None if index is None else index.expand(z.shape[:-1]).flatten()
+    task = model.embed(of_rows)
     noise = flat.new_zeros(len(flat), model.architecture.action_dim)
-    action = model.policy(flat, noise).action
-    values = model.bins.mean(model.critic_logits(flat, action))
+    action = model.policy(flat, noise, task, model.mask(of_rows)).action
+    values = model.bins.mean(model.critic_logits(flat, action, task))
     return torch.unflatten(values, 1, z.shape[:-1])
 
 

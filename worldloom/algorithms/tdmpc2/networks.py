@@ -24,6 +24,9 @@ __all__ = ["PolicySample", "TDMPC2Networks", "make_critics"]
 
 LOG_SQRT_2PI = 0.9189385175704956
 SQUASH_EPS = 1e-6
+NORM_EPS = 1e-7
+NORM_SLACK = 1e-6
+"""An embedding that was shortened may be this much longer than 1 by rounding."""
 
 
 class PolicySample(NamedTuple):
@@ -111,12 +114,27 @@ class TDMPC2Networks(nn.Module):
         return self
 
     def embed(self, task: Tensor | None) -> Tensor | None:
-        """Embedding [..., D] of integer tasks [...]; rows longer than 1 are shortened in place
-        first, as the authors do.
-        """
+        """Embedding [..., D] of integer tasks [...], which are shortened first."""
         if task is None or self.task_emb is None:
             return None
-        return F.embedding(task, self.task_emb, max_norm=1.0)
+        self.shorten(task)
+        return F.embedding(task, self.task_emb)
+
+    @torch.no_grad()
+    def shorten(self, task: Tensor | None) -> None:
+        """Shorten the embeddings of integer tasks [...] to length 1 in place where they are longer,
+        as the authors do whenever they are read (``max_norm`` of torch, which sorts on the host).
+
+        A shortened one stays as it is: several learner ranks that read other tasks keep one table.
+        """
+        table = self.task_emb
+        if task is None or table is None:
+            return
+        used = torch.zeros(len(table), dtype=torch.bool, device=table.device)
+        used.index_fill_(0, task.reshape(-1), True)
+        norm = table.norm(dim=1)
+        is_long = used & (norm > 1 + NORM_SLACK)
+        table.copy_(torch.where(is_long[:, None], table / (norm + NORM_EPS)[:, None], table))
 
     def mask(self, task: Tensor | None) -> Tensor | None:
         """0/1 mask [..., A] of the action components that the tasks use."""

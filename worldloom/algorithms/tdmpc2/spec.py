@@ -26,6 +26,7 @@ __all__ = [
     "TDMPC2AgentConfig",
     "make_spec",
     "resolve",
+    "task_discounts",
 ]
 
 DEFAULT_PRESET = "5m"
@@ -47,6 +48,7 @@ ARCHITECTURE = frozenset(
         "num_bins",
         "simnorm_dim",
         "episodic",
+        "task_dim",
     }
 )
 """Settings that decide the shape of the weights; a resumed run keeps them."""
@@ -57,10 +59,19 @@ METRIC_KEYS = {
 }
 """Names in the system's table of metrics."""
 
+UNKNOWN_LIMIT = 500
+"""Decisions that count for an episode without a known limit, where tasks' limits are added up."""
 UNKNOWN_LIMIT_PREFILL = 2500
 """Prefill for an environment without a known time limit: what an episode of 500 decisions would
 give.
 """
+
+
+TASK_DIM = 96
+SMALL_TASK_DIM = 64
+SMALL_TASK_SET = 30
+SMALL_TASK_NAMES = ("tdmpc2:5m", "tdmpc2:19m", "tdmpc2:48m")
+"""The authors' embeddings have 96 components, but 64 for at most 30 tasks at these sizes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +82,9 @@ class TDMPC2AgentConfig(TDMPC2Sizes, TDMPC2Planning):
     """Algorithm and preset."""
 
     episodic: Literal["auto", "on", "off"] = "auto"
-    """Learn when episodes terminate; auto does so when the environment may terminate."""
+    """Learn when episodes terminate; auto does where they may, never with several tasks."""
+    task_dim: int | None = None
+    """Size of a task's embedding, with several; None is the authors': 64, or 96 (see the guide)."""
 
     batch_size: int = 256
     """Windows per update."""
@@ -98,7 +111,7 @@ class TDMPC2AgentConfig(TDMPC2Sizes, TDMPC2Planning):
     bc_weight: float = 0.0
     """Weight of behaviour cloning in the policy's loss, on all rows; 0 clones nothing."""
     discount: float | None = None
-    """Discount per decision; None derives it from the episode limit."""
+    """Discount per decision; None derives it from the episode limit, of each task."""
     discount_denom: float = 5.0
     """The derived discount looks ahead one episode limit divided by this."""
     discount_min: float = 0.95
@@ -118,7 +131,7 @@ class TDMPC2AgentConfig(TDMPC2Sizes, TDMPC2Planning):
     updates_per_decision: float = 1.0
     """Updates per agent step, over the whole run."""
     prefill_agent_steps: int | None = None
-    """Random agent steps before the first update; None is 5 episodes, at least 1000."""
+    """Random agent steps before the first update; None is 5 episodes (per task), 1000 at least."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Of products, on a CPU also of planning: float32, bfloat16, auto (the faster one)."""
     pretrain_updates: int | None = None
@@ -173,7 +186,7 @@ _COUNTS = (
         "batch_size",
         "horizon",
     ),
-    *("iterations", "num_samples", "num_elites", "prefill_agent_steps"),
+    *("iterations", "num_samples", "num_elites", "prefill_agent_steps", "task_dim"),
 )
 BOUNDS: Mapping[str, Bounds] = {
     **dict.fromkeys(_COUNTS, Bounds(1)),
@@ -229,11 +242,17 @@ def resolve(config: TDMPC2AgentConfig, env: EnvSpec) -> TDMPC2AgentConfig:
 
     The derived discount is ``clip((f - 1) / f, discount_min, discount_max)`` with ``f =
     episode_limit / discount_denom``, in agent steps; without a known limit it is ``discount_max``.
+
+    With several tasks :func:`task_discounts` has a discount of each, and ``discount`` and
+    ``discount_max`` stay as they are.
+
+    Raises:
+        ConfigurationError: If the termination of several tasks is to be learned.
     """
+    if env.tasks:
+        return _resolve_tasks(config, env)
     is_gym = family_of(env.name) == "gym"
-    discount_max = (
-        config.discount_max if config.discount_max is not None else (0.99 if is_gym else 0.995)
-    )
+    discount_max = _discount_max(config, env.name)
     discount = config.discount
     if discount is None:
         discount = derived_discount(
@@ -248,13 +267,50 @@ def resolve(config: TDMPC2AgentConfig, env: EnvSpec) -> TDMPC2AgentConfig:
     episodic = (
         config.episodic if config.episodic != "auto" else ("on" if env.may_terminate else "off")
     )
+    config = replace(config, discount=discount, discount_max=discount_max, episodic=episodic)
+    return _filled(config, env, prefill, is_gym=is_gym)
+
+
+def task_discounts(config: TDMPC2AgentConfig, env: EnvSpec) -> tuple[float, ...]:
+    """The discount of each task: as :func:`resolve` derives it for that task alone."""
+    if config.discount is not None:
+        return (config.discount,) * len(env.tasks)
+    return tuple(
+        derived_discount(
+            task.episode_limit,
+            denom=config.discount_denom,
+            low=config.discount_min,
+            high=_discount_max(config, task.env),
+        )
+        for task in env.tasks
+    )
+
+
+def _resolve_tasks(config: TDMPC2AgentConfig, env: EnvSpec) -> TDMPC2AgentConfig:
+    """As :func:`resolve`, for several tasks."""
+    if config.episodic == "on":
+        raise ConfigurationError(
+            f"agent.episodic on is for one task, and {env.name} has {len(env.tasks)}; leave it out",
+            config.name,
+        )
+    # what follows from the list stays as it was when tasks join later
+    limits = [task.episode_limit or UNKNOWN_LIMIT for task in env.tasks if not task.joined]
+    is_small = len(limits) <= SMALL_TASK_SET
+    published = SMALL_TASK_DIM if is_small and config.name in SMALL_TASK_NAMES else TASK_DIM
+    config = replace(config, episodic="off", task_dim=config.task_dim or published)
+    is_gym = all(family_of(task.env) == "gym" for task in env.tasks)
+    prefill = config.prefill_agent_steps or max(1000, 5 * sum(limits))
+    return _filled(config, env, prefill, is_gym=is_gym)
+
+
+def _filled(
+    config: TDMPC2AgentConfig, env: EnvSpec, prefill: int, *, is_gym: bool
+) -> TDMPC2AgentConfig:
+    """Fill in what follows the env for one task and for several."""
     many_actions = sum(spec.size for spec in env.action.values()) >= 20
     return replace(
         config,
         rho=config.rho if config.rho is not None else (0.7 if is_gym else 0.5),
-        discount=discount,
-        discount_max=discount_max,
-        episodic=episodic,
         iterations=config.iterations
         if config.iterations is not None
         else (8 if many_actions else 6),
@@ -263,6 +319,12 @@ def resolve(config: TDMPC2AgentConfig, env: EnvSpec) -> TDMPC2AgentConfig:
         if config.pretrain_updates is not None
         else prefill,
     )
+
+
+def _discount_max(config: TDMPC2AgentConfig, env: str) -> float:
+    if config.discount_max is not None:
+        return config.discount_max
+    return 0.99 if family_of(env) == "gym" else 0.995
 
 
 def product_shapes(config: TDMPC2AgentConfig) -> list[tuple[int, int, int]]:
@@ -298,6 +360,7 @@ def make_spec(config: TDMPC2AgentConfig, env: EnvSpec) -> AgentSpec:
         pretrain_updates=resolved.pretrain_updates or 0,
         acting="planner",
         gives_priorities=True,
-        can_compile=True,
+        can_compile=not env.tasks,  # no test holds several tasks
+        knows_tasks=True,
         metric_keys=METRIC_KEYS,
     )

@@ -15,6 +15,7 @@ from worldloom.algorithms.tdmpc2.config import TDMPC2Config
 from worldloom.algorithms.tdmpc2.spec import TDMPC2AgentConfig, resolve
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import EnvSpec
+from worldloom.envs.tasks import check_one_task
 
 __all__ = ["public_config", "public_weights"]
 
@@ -25,6 +26,7 @@ def public_config(config: TDMPC2AgentConfig, env: EnvSpec, device: str) -> TDMPC
     Raises:
         ConfigurationError: If the env has what a public model cannot read.
     """
+    check_one_task(env, "a world model of its own")
     spaces = public_spaces(env)
     is_image = next(iter(env.obs.values())).is_image
     if is_image != (len(spaces["obs_shape"]) == 3):

@@ -131,6 +131,7 @@ class Updater:
 
     def step_model(self, batch: UpdateBatch, draws: UpdateDraws) -> ModelStep:
         """Step model and critics."""
+        self._shorten(batch.task)
         with autocast(self.device, self.precision):
             loss = model_loss(self.model, self.target, batch, draws, self.losses)
         parameters = list(self.model_parameters.values())
@@ -160,6 +161,7 @@ class Updater:
         """Step the policy prior on latents [H+1, B, L], and on the actions [H, B, A] that were
         recorded there; returns metrics and 1.0 if it was skipped (or the model was).
         """
+        self._shorten(task)  # the optimizer has moved them
         with autocast(self.device, self.precision):
             loss = policy_loss(
                 self.model,
@@ -188,6 +190,11 @@ class Updater:
             self.leaked.copy_(torch.where(bad == 0, gradients[-1], 0.0))
         self.scale.copy_(torch.where(bad == 0, loss.scale, self.scale))
         return loss.metrics | {"pi_grad_norm": norm}, bad
+
+    def _shorten(self, task: Tensor | None) -> None:
+        """Shorten the embeddings of the joint batch's tasks, the same ones on all learner ranks."""
+        if task is not None:
+            self.model.shorten(self._gather(task))
 
     def _apply(
         self, optimizer: torch.optim.Adam, parameters: list[Any], is_good: Tensor

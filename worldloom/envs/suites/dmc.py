@@ -54,7 +54,11 @@ def make(config: EnvConfig, *, renders: bool = False) -> RawEnv:
     loaded = suite.load(domain, task, task_kwargs={"random": MODEL_SEED})
     env = DmcEnv(loaded, repeat=config.action_repeat or 1, image_size=size, camera=camera)
     return RawEnv(
-        env, handles_repeat=True, episode_limit=env.step_limit, may_terminate=domain == "lqr"
+        env,
+        handles_repeat=True,
+        episode_limit=env.step_limit,
+        may_terminate=domain == "lqr",
+        order=env.obs_order,
     )
 
 
@@ -117,6 +121,13 @@ class DmcEnv(gymnasium.Env[Any, np.ndarray]):
                 for key, spec in env.observation_spec().items()
             }
             self.observation_space = spaces.Dict(boxes)
+
+    @property
+    def obs_order(self) -> tuple[str, ...]:
+        """Keys of the state in dm_control's own order; a space sorts them."""
+        if self._size is not None:
+            return ()
+        return tuple(key.replace("/", "_") for key in self._env.observation_spec())
 
     @property
     def dt(self) -> float:

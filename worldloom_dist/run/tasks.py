@@ -1,0 +1,89 @@
+"""Several tasks in one run: which env plays which, and what must fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from worldloom.envs.tasks import turns
+from worldloom_dist.run.plan import Plan
+
+__all__ = ["env_cycles", "has_same_tasks", "task_lines", "task_problem"]
+
+NAMED = 10
+"""Tasks that are told one by one."""
+
+
+def env_cycles(
+    plan: Plan, slot: int, first_env: int, num_envs: int
+) -> list[tuple[int, ...]] | None:
+    """The tasks that some envs of a worker play in turn; None in a run of one task.
+
+    The envs are numbered within the shard that their rows go to, so that every shard gets every
+    task alike: batches are balanced in each shard alone.
+
+    Args:
+        plan: Of the run.
+        slot: Which worker.
+        first_env, num_envs: Which of its envs.
+    """
+    if not plan.env_spec.tasks:
+        return None
+    config = plan.config
+    shards = config.replay.shards if config.workers >= config.replay.shards else 1
+    workers = len(range(slot % shards, config.workers, shards))
+    own = slot // shards * config.envs_per_worker + first_env
+    return turns(
+        len(plan.env_spec.tasks),
+        envs=range(own, own + num_envs),
+        all_envs=max(1, workers) * config.envs_per_worker,
+    )
+
+
+def task_problem(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Why what was trained in some tasks does not fit others: they can only be added at the end.
+
+    Args:
+        before, now: Name -> what the task is, as ``EnvConfig.tasks`` has it.
+
+    Returns:
+        What differs; empty where it fits.
+    """
+    for name, other in zip(before, [*now, *[""] * len(before)], strict=False):
+        if name != other:
+            return f"task {name!r}" + (f" where this run has {other!r}" if other else "")
+        for fact in ("env", "settings", "obs", "action"):
+            if before[name].get(fact) != now[name].get(fact):
+                return (
+                    f"{fact} {before[name].get(fact)!r} of task {name!r}, and this run has "
+                    f"{now[name].get(fact)!r}"
+                )
+    return ""
+
+
+def has_same_tasks(plan: Plan, facts: Mapping[str, Any]) -> bool:
+    """True when the score of a checkpoint is of the run's present tasks."""
+    tasks = (facts.get("env") or {}).get("tasks") or ()
+    return [task["name"] for task in tasks] == [task.name for task in plan.env_spec.tasks]
+
+
+def task_lines(plan: Plan) -> list[str]:
+    """What a run of several tasks says of them before it begins; empty for one task."""
+    tasks = plan.env_spec.tasks
+    if not tasks:
+        return []
+    named = [
+        f"{task.name} (obs {task.obs_size}, action {task.action_size}, "
+        f"{'no limit' if task.episode_limit is None else f'{task.episode_limit} decisions'})"
+        for task in tasks[:NAMED]
+    ]
+    more = [f"and {len(tasks) - NAMED} more"] if len(tasks) > NAMED else []
+    lines = [f"tasks    {len(tasks)}: {', '.join([*named, *more])}"]
+    may_end = [task.name for task in tasks if task.may_terminate]
+    if may_end:
+        others = f" and {len(may_end) - 1} more" if len(may_end) > 1 else ""
+        lines.append(
+            f"tasks    episodes of {may_end[0]}{others} may terminate; {plan.agent.name} does not "
+            "learn to foresee that with several tasks"
+        )
+    return lines
