@@ -76,9 +76,9 @@ class EnvReport:
         lines += ["actions"]
         lines += [f"  {key:<20} {_describe(spec)}" for key, spec in self.spec.action.items()]
         agents = (
-            "dreamerv3, tdmpc2"
+            "dreamerv3, mlp, r2dreamer, tdmpc2"
             if self.spec.has_continuous_actions_only
-            else "dreamerv3 (tdmpc2 takes no discrete actions)"
+            else "dreamerv3, mlp, r2dreamer (tdmpc2 takes no discrete actions)"
         )
         lines += [f"agents that can act here: {agents}", "settings"]
         return lines + [f"  {name:<20} {value}" for name, value in self.spec.settings.items()]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from worldloom.algorithms.registry import ALGORITHMS
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.check import EnvReport, check_env
 from worldloom.envs.config import EnvConfig, EnvLimits
@@ -54,7 +55,7 @@ def test_good_env_needs_no_change() -> None:
     for part in (
         "good to train on",
         "dense layers over 3 numbers",
-        "dreamerv3, tdmpc2",
+        f"agents that can act here: {', '.join(ALGORITHMS)}\n",
         "nothing to change",
         "decisions per second",
     ):
@@ -73,7 +74,7 @@ def test_impolite_env_is_told_what_to_change() -> None:
         "image 'photo' is 200 x 150",
         "observation 'video' may be an image of floats",
         "convolutions over 3 channels",
-        "tdmpc2 takes no discrete actions",
+        "dreamerv3, mlp, r2dreamer (tdmpc2 takes no discrete actions)",
     ):
         assert part in text
 
