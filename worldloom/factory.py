@@ -20,6 +20,7 @@ from worldloom.algorithms.model_registry import (
     WorldModelRegistry,
     refuse_file,
 )
+from worldloom.algorithms.registry import agent_names
 from worldloom.core.config_base import check_conflicts
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
 from worldloom.core.files import expanded
@@ -256,6 +257,15 @@ def _preset(
     name = _resolve(model)
     if ":" not in name or "/" in name:
         raise UnknownModelError(problem, model, [*MODEL_CATALOG, *MODEL_ALIASES])
-    kind = WorldModelRegistry.resolve_type(name.partition(":")[0])
+    try:
+        kind = WorldModelRegistry.resolve_type(name.partition(":")[0])
+    except UnknownModelError as error:
+        if name not in agent_names():
+            raise
+        raise UnknownModelError(
+            f"{model!r} is an agent, and no model of the public API; train it with "
+            f"worldloom train --agent {name} or worldloom.Agent",
+            model,
+        ) from error
     defaults = DEFAULTS.get(CATALOG_TYPES.get(kind, kind), {})
     return WorldModelRegistry.config(name, **(defaults | fields))

@@ -45,6 +45,7 @@ def test_names_and_facts_are_listed() -> None:
             ("planet:5m", "Unknown model type"),
         ),
         *(("tdmpc2:6m", "Unknown size '6m'; did you mean"), ("dreamerv3:", "Unknown size")),
+        ("r2dreamer:ci", r"is an agent, and no model .* worldloom train --agent r2dreamer:ci or"),
     ],
 )
 def test_unknown_names_are_value_errors_that_offer_what_exists(name: str, words: str) -> None:

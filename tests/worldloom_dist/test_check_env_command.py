@@ -118,7 +118,7 @@ def test_what_an_env_raises_is_shown_with_its_place_and_on_demand_its_traceback(
         assert main(["motor_env:Cart", "--steps", "10"]) == 1
         text = capsys.readouterr().out
         assert f"KeyError: 'motor' ({tmp_path}/motor_env.py:6)" in text
-        assert "agents that can act here: dreamerv3, mlp, tdmpc2" in text
+        assert "agents that can act here: dreamerv3, mlp, r2dreamer, tdmpc2" in text
         with pytest.raises(EnvFailureError) as failed:
             main(["motor_env:Cart", "--steps", "10", "--debug"])
         assert isinstance(failed.value.__context__, KeyError)
@@ -128,4 +128,4 @@ def test_what_an_env_raises_is_shown_with_its_place_and_on_demand_its_traceback(
 
 def test_agents_that_cannot_act_are_not_offered(capsys):
     assert main(["gym:CartPole-v1", "--steps", "20"]) == 0
-    assert "agents that can act here: dreamerv3, mlp\n" in capsys.readouterr().out
+    assert "agents that can act here: dreamerv3, mlp, r2dreamer\n" in capsys.readouterr().out

@@ -11,7 +11,6 @@ code is asked no consent, as that of ours; a module that a run folder names is (
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import sys
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -47,6 +46,8 @@ def guests(group: str) -> Mapping[str, Guest]:
 @functools.lru_cache(maxsize=8)
 def _guests(group: str, path: tuple[str, ...]) -> Mapping[str, Guest]:
     """As :func:`guests`; looking takes milliseconds, and names of envs are read often."""
+    import importlib.metadata  # takes a while, and most processes ask for no guest
+
     found: dict[str, Guest] = {}
     for point in importlib.metadata.entry_points(group=group):
         package = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "?"

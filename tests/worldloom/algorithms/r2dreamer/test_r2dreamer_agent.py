@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.worldloom.algorithms.dreamerv3 import dreamer_cases
 from tests.worldloom.algorithms.dreamerv3.dreamer_cases import env_of
@@ -22,6 +23,7 @@ from worldloom.algorithms.registry import (
 )
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.protocol import Reporting
+from worldloom.core.specs import ArraySpec
 
 # -- what it is made of ---------------------------------------------------------------------------
 
@@ -104,6 +106,19 @@ def test_an_env_without_actions_is_refused_by_its_name() -> None:
     env = dataclasses.replace(env_of(), action={})
     with pytest.raises(ConfigurationError, match="one action key for r2dreamer"):
         agent_spec(tiny(), env)
+
+
+def test_an_update_with_images_does_without_the_decoder_s_work() -> None:
+    env = dataclasses.replace(env_of(), obs={"obs": ArraySpec((64, 64, 3), "uint8")})
+    flops = {}
+    for name in ("dreamerv3", "r2dreamer"):
+        config = make_agent_config(f"{name}:size1m", {"batch_size": 2, "batch_length": 8})
+        agent: Any = make_agent(config, env)
+        batch = windows(agent)
+        with FlopCounterMode(display=False) as counter:
+            agent.train_step(batch)
+        flops[name] = counter.get_total_flops()
+    assert flops["r2dreamer"] <= 0.85 * flops["dreamerv3"], flops
 
 
 # -- what it learns from --------------------------------------------------------------------------
