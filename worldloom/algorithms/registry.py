@@ -13,11 +13,13 @@ import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
 from worldloom.core.config_base import WorldModelConfig
 from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError, nearest
+from worldloom.core.initial_state import InitialState, TrainedState
 from worldloom.core.policy_step import PolicyStep
 from worldloom.core.protocol import Agent, AgentSpec, Policy
 from worldloom.core.specs import EnvSpec
@@ -27,13 +29,17 @@ __all__ = [
     "agent_names",
     "agent_spec",
     "architecture_changes",
+    "begins_with_others",
     "env_defaults",
+    "fit_state",
     "make_agent",
     "make_agent_config",
     "make_policy",
     "make_step",
+    "one_task_config",
     "outside_module",
     "own_field",
+    "read_foreign",
     "trained_config",
     "trained_weights",
 ]
@@ -56,6 +62,8 @@ SPEC_NAMES = ("PRESETS", "DEFAULT_PRESET", "ENV_DEFAULTS", "ARCHITECTURE", "make
 AGENT_NAMES = ("make_agent", "make_policy")
 STEP_NAMES = ("make_step",)
 """Of the module ``export``, which an agent may lack that is never exported."""
+INITIAL_NAMES = ("fit_state", "one_task_config", "read_foreign")
+"""Of the module ``initial``, which an agent may lack that begins with a run of its own env only."""
 
 
 class AgentConfig(Protocol):
@@ -208,6 +216,47 @@ def make_step(name: str, policy: Policy, *, planner: bool) -> tuple[Policy, Poli
     return found
 
 
+def begins_with_others(config: AgentConfig) -> bool:
+    """True when an agent can begin with what one of other tasks learned."""
+    home = _home(_algorithm(config))
+    try:
+        return home is not None and importlib.util.find_spec(f"{home}.initial") is not None
+    except ImportError:  # its home is a module alone
+        return False
+
+
+def fit_state(config: AgentConfig, trained: TrainedState, agent: Agent) -> InitialState:
+    """The state of an untrained agent that begins with what one of other tasks learned.
+
+    Raises:
+        ConfigurationError: If it cannot; says how it could.
+        CheckpointError: If the state is damaged.
+    """
+    found: InitialState = _initial_module(config).fit_state(trained, agent)
+    return found
+
+
+def read_foreign(config: AgentConfig, path: Path, env: EnvSpec) -> TrainedState:
+    """What a file of another program holds, for an agent in ``env``.
+
+    Raises:
+        ConfigurationError: If the agent reads no files, or does not know the file's tasks.
+        CheckpointError: If it is damaged, hostile, or something else.
+    """
+    found: TrainedState = _initial_module(config).read_foreign(config, path, env)
+    return found
+
+
+def one_task_config(config: AgentConfig, env: EnvSpec) -> AgentConfig:
+    """Settings with which an agent of the tasks of ``env`` acts in one of them as it did.
+
+    Raises:
+        ConfigurationError: If the agent cannot be one of a single task.
+    """
+    found: AgentConfig = _initial_module(config).one_task_config(config, env)
+    return found
+
+
 def outside_module(name: str) -> str | None:
     """The Python module that an agent's name has imported, where it is neither one of ours nor that
     of an installed package's entry point; else None.
@@ -245,6 +294,15 @@ def _trained_module(name: str) -> Any:
             "load its run with worldloom_dist.evaluate.load_policy"
         )
     return importlib.import_module(ALGORITHMS[algorithm] + ".trained")
+
+
+def _initial_module(config: AgentConfig) -> Any:
+    if not begins_with_others(config):
+        raise ConfigurationError(
+            f"agent {config.name} begins with runs of its own env only; give a run folder, "
+            "RUN/checkpoints/NAME, or what save wrote"
+        )
+    return _part(_algorithm(config), "initial", INITIAL_NAMES)
 
 
 def product_shapes(config: AgentConfig) -> tuple[tuple[int, int, int], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["TASK_SETS"]
+__all__ = ["MT30", "TASK_SETS"]
 
 MT30 = (
     "walker-stand",
