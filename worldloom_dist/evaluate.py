@@ -21,6 +21,7 @@ from worldloom.core.exceptions import (
     MissingDependencyError,
     TrainingError,
     WorldLoomError,
+    nearest,
 )
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, checked
 from worldloom.core.json_text import to_json
@@ -40,7 +41,7 @@ from worldloom_dist.run.drawing import remedy_for, why_not_drawn
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.listing import newest_run
 from worldloom_dist.run.machine import check_device
-from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.plan import Plan, resolve
 
 if TYPE_CHECKING:
     from worldloom.training.checkpoints import CheckpointStore
@@ -71,6 +72,7 @@ def evaluate(
     env: str | None = None,
     max_steps: int | None = None,
     timeout_s: float | None = None,
+    tasks: Sequence[str] = (),
     trust_env: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint.
@@ -78,12 +80,13 @@ def evaluate(
     Args:
         run_dir: A run folder.
         checkpoint: ``newest``, ``best``, or the name of a folder under ``checkpoints/``.
-        episodes: How many; by default as many as the run's own evaluations.
-        videos: Episodes of which a video is written to the run folder.
+        episodes: How many (of each task); by default as many as the run's own evaluations.
+        videos: Episodes (of each task) of which a video is written to the run folder.
         device: Where the policy acts.
         env: For a run without an env: where to play, if not in the env that its data names.
         max_steps: Decisions after which an episode is cut; by default as in the run.
         timeout_s: Seconds that it may take; by default as in the run.
+        tasks: Of a run of several, those to play; by default all.
         trust_env: Run the env's code, if it is a Python module, also where the folder was made
             elsewhere.
 
@@ -110,10 +113,11 @@ def evaluate(
         "eval_timeout_s": timeout_s or config.eval_timeout_s,
     }
     plan = resolve(dataclasses.replace(without_replay(config), **asked))
+    _check_tasks(plan, tasks)
     folder = find_checkpoint(build_store(plan, run_dir), checkpoint)
     videos_folder = RunFolder(run_dir.absolute()).videos  # an env may change the working directory
     agent, train_steps = restore_agent(plan, folder, device=device)
-    evaluator = build_evaluator(plan, device=device)
+    evaluator = build_evaluator(plan, device=device, tasks=tasks)
     if videos:
         check_draws(plan.env, videos)
     evaluator.load_weights(as_published(agent, config.learner.weights_dtype))
@@ -123,11 +127,37 @@ def evaluate(
         **evaluator.evaluate().to_dict(),
     }
     if videos:
-        saved = save_videos(evaluator.videos, videos_folder, folder.name, evaluator.video_problems)
+        saved = save_videos(
+            evaluator.videos,
+            videos_folder,
+            folder.name,
+            evaluator.video_problems,
+            evaluator.video_names,
+        )
         result["videos"] = [str(path) for path in saved.paths]
-        if len(saved.paths) < videos:
-            raise TrainingError(_missing_videos(videos, saved))
+        wanted = videos * (len(set(tasks)) or len(plan.env_spec.tasks) or 1)
+        if len(saved.paths) < wanted:
+            raise TrainingError(_missing_videos(wanted, saved))
     return result
+
+
+def _check_tasks(plan: Plan, tasks: Sequence[str]) -> None:
+    """Refuse names of tasks that the run has not.
+
+    Raises:
+        ConfigurationError: Offers the nearest one.
+    """
+    known = [task.name for task in plan.env_spec.tasks]
+    for name in tasks:
+        if not known:
+            raise ConfigurationError(
+                f"task: the run has one task ({plan.env.env}), got {name!r}; leave it out"
+            )
+        if name not in known:
+            raise ConfigurationError(
+                f"task: the run has no task {name!r}{nearest(name, known)} (tasks: "
+                f"{', '.join(known)})"
+            )
 
 
 def check_draws(env: EnvConfig, videos: int) -> None:
@@ -275,6 +305,12 @@ def main(words: Sequence[str] | None = None) -> int:
         help="seconds that it may take (default: as in the run)",
     )
     parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        help="of a run of several tasks, one to play; may be repeated (default: all)",
+    )
+    parser.add_argument(
         "--env", default=None, help="where to play, for a run that was trained from files only"
     )
     parser.add_argument(
@@ -292,6 +328,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "env": options.env,
         "max_steps": options.max_steps,
         "timeout_s": options.timeout,
+        "tasks": options.task,
     }
     try:
         with stdout_to_stderr():

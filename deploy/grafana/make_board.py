@@ -35,6 +35,11 @@ def gauge(metric: str, by: str = "", more: str = "") -> str:
     return f'max by ({labels}) (worldloom_{metric}{{run_id=~"$run_id"{more}}})'
 
 
+def some(metric: str, by: str = "", more: str = "") -> str:
+    """A gauge that only some runs have; 0 where there is none."""
+    return f"{gauge(metric, by, more)} or on () vector(0)"
+
+
 def quantile(share: float, metric: str, by: str = "") -> str:
     """A quantile of a histogram over the last minutes."""
     return f"histogram_quantile({share}, {rate(metric + '_bucket', f'{by}, le' if by else 'le')})"
@@ -61,6 +66,16 @@ ROWS: dict[str, list[Panel]] = {
         ("Episode length", "none", "Decisions per episode.", [
             (gauge("episode_length_steps_mean", "split"), "{{run_id}} {{split}}")]),
         ("Env steps", "short", "Simulator steps of the run so far.", [(gauge("env_steps_total"), "{{run_id}}")]),
+    ],
+    "Which task": [
+        ("Training return", "none", "Mean over the last 20 episodes of each of several tasks.", [
+            (some("task_return_mean", "task", ', split="train"'), "{{run_id}} {{task}}")]),
+        ("Evaluation return", "none", "Of each of several tasks, in the last evaluation.", [
+            (some("task_return_mean", "task", ', split="eval"'), "{{run_id}} {{task}}")]),
+        ("Score", "none", "Normalised, 0 to 100: of each task, and their mean.", [
+            (some("task_score", "task"), "{{run_id}} {{task}}"), (some("eval_score"), "{{run_id}} mean")]),
+        ("Samples", "percentunit", "Share of each task in what is trained.", [
+            (f"({share('sampled_windows_total', 'task')}) or on () vector(0)", "{{run_id}} {{task}}")]),
     ],
     "Throughput": [
         ("Env steps/s", "none", "Simulator steps per second.", [(rate("env_steps_total"), "{{run_id}}")]),

@@ -35,6 +35,7 @@ RULES = [
 ]
 QUESTIONS = [
     "Is it learning",
+    "Which task",
     "Throughput",
     "Where does it wait",
     "Freshness",
@@ -83,7 +84,7 @@ def test_every_alert_fires_for_a_sick_run_and_is_silent_for_a_healthy_one():
     assert sorted(tested) == sorted(rule["alert"] for rule in RULES if "alert" in rule)
 
 
-def test_the_board_is_what_its_script_writes_and_answers_the_nine_questions():
+def test_the_board_is_what_its_script_writes_and_answers_the_ten_questions():
     assert (
         json.loads(json.dumps(runpy.run_path(str(GRAFANA / "make_board.py"))["board"]())) == BOARD
     )

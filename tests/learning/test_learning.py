@@ -85,3 +85,19 @@ def test_dreamerv3_ci_solves_the_pixel_toy_by_sight_within_4000_steps(tmp_path):
     assert statistics.mean(returns) >= 12, (
         f"the shortest way has about 17, one that does not look 0; got {returns}"
     )
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2400)
+def test_tdmpc2_ci_learns_two_tasks_that_look_alike_and_want_the_opposite(tmp_path):
+    words = (
+        "--preset quick --runtime local --env toy:point,toy:mirror --agent tdmpc2:ci --workers 2 "
+        "--env-steps 3000 --eval-every 0 --eval-episodes 10 --learner.threads 1"
+    )
+    train(tmp_path / "run", words, 2300)
+    tasks = json.loads((tmp_path / "run" / "summary.json").read_text())["eval"]["tasks"]
+    means = {name: part["return_mean"] for name, part in tasks.items()}
+    assert min(means.values()) >= 22, (
+        f"straight to the goal has about 32, a random policy 8; one that does not tell the tasks "
+        f"apart is good at one of them at most; got {means}"
+    )

@@ -16,20 +16,24 @@ from tests.worldloom_dist.local_runs import start
 from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.consent import UntrustedEnvError, sign_run
+from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.evaluate import evaluate
 from worldloom_dist.launch import main as launch
+from worldloom_dist.metrics.media import subject_of
+from worldloom_dist.page.state import RunState
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.verify import verify_run
 from worldloom_dist.run.builders import build_shard
 from worldloom_dist.run.claim import run_name
 from worldloom_dist.run.cli import parse, read_config
+from worldloom_dist.run.closing import result_line
 from worldloom_dist.run.plan import Plan, resolve
 from worldloom_dist.run.tasks import env_cycles
 
 LIST = "toy:point,toy:counting,gym:Pendulum-v1"
 NAMES = ["point", "counting", "Pendulum-v1"]
 TWO = ["--env", "toy:point,toy:counting"]
-WORDS = [*TINY["tdmpc2:ci"], "--env", LIST, "--workers", "3", "--env-steps", "600"]
+WORDS = [*TINY["tdmpc2:ci"], "--env", LIST, "--workers", "3", "--env-steps", "240"]
 SIZES = [2, 2, 1]
 
 
@@ -49,7 +53,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three tasks; tests read it or copy it."""
     folder = tmp_path_factory.mktemp("runs") / "multi"
     before = torch.get_num_threads()
-    assert start(folder, *WORDS).run() == "completed"
+    more = ["--eval-episodes", "2", "--eval-every", "0"]
+    assert start(folder, *WORDS, *more).run() == "completed"
     torch.set_num_threads(before)
     return folder
 
@@ -129,20 +134,20 @@ def test_envs_of_one_worker_share_the_tasks() -> None:
 
 
 def test_runs_are_named_after_their_list() -> None:
-    assert run_name(parse(["--env", LIST, "--eval-episodes", "0"])) == "point-and-2"
-    assert run_name(parse(["--env", "mt:dmc10", "--eval-episodes", "0"])) == "mt-dmc10"
+    assert run_name(parse(["--env", LIST])) == "point-and-2"
+    assert run_name(parse(["--env", "mt:dmc10"])) == "mt-dmc10"
 
 
 def test_a_list_is_as_long_as_its_tasks_together() -> None:
     one = parse(["--env", "dmc:walker-walk", "--agent", "tdmpc2:5m"])
-    ten = parse(["--env", "mt:dmc10", "--agent", "tdmpc2:5m", "--eval-episodes", "0"])
+    ten = parse(["--env", "mt:dmc10", "--agent", "tdmpc2:5m"])
     assert (ten.env_steps, ten.eval_every) == (10 * one.env_steps, 10 * one.eval_every)
 
 
 def test_published_settings_hold_for_each_task() -> None:
     pytest.importorskip("dm_control")
     words = ["--env", "dmc:cartpole-swingup,dmc:pendulum-swingup", "--agent", "tdmpc2:5m"]
-    plan = resolve(parse([*words, "--eval-episodes", "0"]))
+    plan = resolve(parse([*words]))
     assert plan.env_spec.action_repeat == 2
     assert [task.episode_limit for task in plan.env_spec.tasks] == [500, 500]
     assert plan.spec.prefill_agent_steps == 5000
@@ -194,3 +199,93 @@ def test_balanced_replay_needs_several_tasks() -> None:
     with pytest.raises(ConfigurationError, match="'balanced' balances several tasks"):
         plan_of("--env", "toy:point", "--replay.selector", "balanced")
     assert plan_of(*TWO, "--replay.selector", "uniform")
+
+
+def test_each_task_is_evaluated_and_the_command_gives_the_same_numbers(made: Path) -> None:
+    last = json.loads((made / "summary.json").read_text())["eval"]
+    assert list(last["tasks"]) == NAMES
+    assert last["episodes"] == 6
+    means = [last["tasks"][name]["return_mean"] for name in NAMES]
+    assert last["return_mean"] == pytest.approx(np.mean(means))
+    assert "score" not in last, "toys have no range"
+    assert [last["tasks"][name]["episodes"] for name in NAMES] == [2, 2, 2]
+    assert last["tasks"]["point"]["lengths"] == [40, 40]
+    again = evaluate(made)
+    assert again["returns"] == last["returns"]
+    alone = evaluate(made, tasks=["counting"])
+    assert alone["tasks"] == {"counting": last["tasks"]["counting"]}
+    with pytest.raises(ConfigurationError, match="no task 'pont'; did you mean point"):
+        evaluate(made, tasks=["pont"])
+
+
+def test_scores_are_on_the_scale_of_each_task(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.toml"
+    file.write_text(
+        '[near]\nenv = "toy:point"\nscore = [0, 40]\n'
+        '[count]\nenv = "toy:counting"\nscore = [-10, 10]\n',
+        encoding="utf-8",
+    )
+    words = [*TINY["tdmpc2:ci"], "--env", f"mt:{file}", "--env-steps", "60"]
+    run = start(tmp_path / "run", *words, "--eval-episodes", "1")
+    assert run.run() == "completed"
+    last = json.loads((tmp_path / "run/summary.json").read_text())["eval"]
+    near, count = (last["tasks"][name] for name in ("near", "count"))
+    assert near["score"] == pytest.approx(100 * near["return_mean"] / 40)
+    assert count["score"] == pytest.approx(100 * (count["return_mean"] + 10) / 20)
+    assert last["score"] == pytest.approx((near["score"] + count["score"]) / 2)
+    best = json.loads((tmp_path / "run/checkpoints/best/manifest.json").read_text())
+    assert best["facts"]["score"] == pytest.approx(last["score"])
+    assert result_line(last).startswith(f"score    {last['score']:.1f}, return ")
+    assert "count " in result_line(last)
+
+
+def test_a_video_of_each_task_is_named_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pygame")
+    words = [*TINY["tdmpc2:ci"], "--env", "gym:Pendulum-v1,gym:MountainCarContinuous-v0"]
+    more = ["--env-steps", "60", "--eval-episodes", "1", "--eval-videos", "1"]
+    run = start(tmp_path / "run", *words, *more, "--eval-max-steps", "5")
+    assert run.run() == "completed"
+    names = sorted(path.stem for path in (tmp_path / "run/videos").glob("*"))
+    assert names == ["eval-000000060-MountainCarContinuous-v0-0", "eval-000000060-Pendulum-v1-0"]
+    subject = subject_of(names[1])
+    assert subject == ("evaluation", "0", 60, "Pendulum-v1")
+    assert subject.name == "eval/Pendulum-v1"
+
+
+def test_an_evaluation_that_takes_too_long_names_the_task(made: Path) -> None:
+    with pytest.raises(EvaluationStoppedError, match=r"longer than 1e-06 s: .*task point, 0 of 3"):
+        evaluate(made, timeout_s=1e-6)
+
+
+def test_the_page_and_the_metrics_tell_the_tasks_apart(made: Path) -> None:
+    records = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+    last = [record for record in records if record["kind"] == "train"][-1]
+    assert (
+        sum(last[f"task_agent_steps_total{{task={name}}}"] for name in NAMES)
+        == (last["agent_steps_total"])
+    )
+    windows = [last[f"sampled_windows_total{{task={name}}}"] for name in NAMES]
+    assert sum(windows) == 4 * last["train_steps"], "windows of every batch"
+    state = RunState(made).read()
+    rows = state["run"]["tasks"]
+    assert [row["name"] for row in rows] == NAMES
+    evaluated = json.loads((made / "summary.json").read_text())["eval"]["tasks"]
+    assert [row["eval"] for row in rows] == [evaluated[name]["return_mean"] for name in NAMES]
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert rows[0]["train"] == last["task_return_mean{split=train,task=point}"]
+
+
+def test_a_run_of_one_task_has_no_word_of_tasks(tmp_path: Path) -> None:
+    words = [*TINY["tdmpc2:ci"], "--env", "toy:point", "--env-steps", "100", "--eval-episodes", "1"]
+    assert start(tmp_path / "run", *words).run() == "completed"
+    assert "task" not in (tmp_path / "run/metrics.jsonl").read_text()
+    assert "task" not in (tmp_path / "run/summary.json").read_text()
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert "tasks" not in config["env"]
+    assert config["run"]["env"]["tasks"] == {}
+    for manifest in (tmp_path / "run/checkpoints").glob("*/manifest.json"):
+        facts = json.loads(manifest.read_text())["facts"]
+        assert "tasks" not in facts["env"]["settings"]
+    assert RunState(tmp_path / "run").read()["run"]["tasks"] == []

@@ -23,7 +23,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -255,6 +255,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _always(facts: Mapping[str, Any]) -> bool:
+    return True
+
+
 @dataclass
 class CheckpointStore:
     """The checkpoints of one run: the newest ``keep`` and the best one.
@@ -262,10 +266,13 @@ class CheckpointStore:
     Args:
         root: Folder that holds the checkpoint folders; made when first written to.
         keep: How many of the newest stay.
+        compares: Whether the score of a best checkpoint with these facts compares with new ones;
+            one that does not is replaced by any.
     """
 
     root: Path
     keep: int = 3
+    compares: Callable[[Mapping[str, Any]], bool] = _always
 
     def save(self, step: int, tree: Tree, facts: Mapping[str, Any] | None = None) -> Path:
         """Write a checkpoint named after ``step``; drop those that are too old, and what a killed
@@ -310,13 +317,14 @@ class CheckpointStore:
         return True
 
     def best_score(self) -> float:
-        """Score of the present best checkpoint; minus infinity when there is none or it is
-        damaged.
+        """Score of the present best checkpoint; minus infinity when there is none, or it is
+        damaged or no comparison.
         """
         try:
-            score = self.facts(self.find("best")).get("score")
+            facts = self.facts(self.find("best"))
         except CheckpointError:
             return -math.inf
+        score = facts.get("score") if self.compares(facts) else None
         return -math.inf if score is None else float(score)
 
     def folders(self) -> list[Path]:

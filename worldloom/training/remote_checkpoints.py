@@ -127,8 +127,11 @@ class RemoteCheckpointStore(CheckpointStore):
         return True
 
     def best_score(self) -> float:
-        """Score of the present best checkpoint; minus infinity when there is none."""
-        score = ((self._manifest("best") or {}).get("facts") or {}).get("score")
+        """Score of the present best checkpoint; minus infinity when there is none, or it is no
+        comparison.
+        """
+        facts = (self._manifest("best") or {}).get("facts") or {}
+        score = facts.get("score") if self.compares(facts) else None
         return -math.inf if score is None else float(score)
 
     def _publish(self, name: str, manifest: Mapping[str, Any]) -> None:

@@ -50,6 +50,8 @@ class Evaluation:
         version: Weights that acted.
         lost_envs: Envs that failed too often, with the last failure; others played their episodes.
         cut_episodes: How many episodes had no end within the limit of decisions and were cut there.
+        by_task: Of several tasks, what each came to; ``returns`` and the rest are of all together.
+        scores: Their scores from 0 to 100, of those whose range is known.
     """
 
     returns: tuple[float, ...]
@@ -57,6 +59,15 @@ class Evaluation:
     version: PolicyVersion = NO_POLICY
     lost_envs: Mapping[int, str] = field(default_factory=dict)
     cut_episodes: int = 0
+    by_task: Mapping[str, Evaluation] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float | None:
+        """Mean of the tasks' scores; None where one of them has none."""
+        if not self.by_task or set(self.by_task) != set(self.scores):
+            return None
+        return float(np.mean(list(self.scores.values())))
 
     @property
     def return_mean(self) -> float:
@@ -71,7 +82,8 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """As ``summary.json`` has it, without the step count.
 
-        ``lost_envs`` and ``cut_episodes`` are there when there are some.
+        ``lost_envs`` and ``cut_episodes`` are there when there are some; of several tasks
+        ``tasks`` has each one's, and ``score`` the mean of their scores, where all have one.
         """
         result: dict[str, Any] = {
             "episodes": len(self.returns),
@@ -84,6 +96,13 @@ class Evaluation:
             result["lost_envs"] = {str(env): why for env, why in self.lost_envs.items()}
         if self.cut_episodes:
             result["cut_episodes"] = self.cut_episodes
+        if self.score is not None:
+            result["score"] = self.score
+        if self.by_task:
+            result["tasks"] = {
+                name: part.to_dict() | ({"score": self.scores[name]} if name in self.scores else {})
+                for name, part in self.by_task.items()
+            }
         return result
 
 
@@ -104,6 +123,7 @@ class Evaluator:
         videos: ``[T, Y, X, 3]`` uint8 of episodes of the last evaluation, with step and return
             below each picture.
         video_problems: Why videos of it are missing, one sentence each.
+        video_names: What the names of their files end with, where that is no number.
     """
 
     def __init__(
@@ -124,6 +144,7 @@ class Evaluator:
         self._timeout_s = timeout_s
         self.videos: list[np.ndarray] = []
         self.video_problems: list[str] = []
+        self.video_names: list[str] = []
         self._rng_state = policy.rng_state()
         self._version = NO_POLICY
 
@@ -133,7 +154,11 @@ class Evaluator:
         self._version = snapshot.version
 
     def evaluate(
-        self, episodes: int | None = None, *, is_stopped: Callable[[], bool] = lambda: False
+        self,
+        episodes: int | None = None,
+        *,
+        is_stopped: Callable[[], bool] = lambda: False,
+        spent_s: float = 0.0,
     ) -> Evaluation:
         """Play episodes, all envs side by side.
 
@@ -144,6 +169,7 @@ class Evaluator:
         Args:
             episodes: How many; by default as many as the evaluator was made for.
             is_stopped: Asked before every decision; True gives the evaluation up.
+            spent_s: Seconds of its time that are over already.
 
         Raises:
             ConfigurationError: If it is not positive.
@@ -155,7 +181,10 @@ class Evaluator:
         env = self._make_env()
         try:
             with _one_thread():
-                counters = self._play(env, episodes or self._episodes or env.num_envs, is_stopped)
+                wanted = episodes or self._episodes or env.num_envs
+                left = self._timeout_s - spent_s
+                watch = _Watch(self._timeout_s, time.monotonic() + left, is_stopped)
+                counters = self._play(env, wanted, watch)
         finally:
             env.close()
         returns, lengths = zip(
@@ -164,9 +193,7 @@ class Evaluator:
         lost = {index: book.lost for index, book in enumerate(counters) if book.lost}
         return Evaluation(returns, lengths, self._version, lost, sum(book.cut for book in counters))
 
-    def _play(
-        self, env: VectorEnv, episodes: int, is_stopped: Callable[[], bool]
-    ) -> list[_EpisodeStats]:
+    def _play(self, env: VectorEnv, episodes: int, watch: _Watch) -> list[_EpisodeStats]:
         self._policy.load_rng_state(self._rng_state)
         acting = LocalActing(self._policy, env.num_envs, explore=False)
         shares = [
@@ -175,7 +202,7 @@ class Evaluator:
         ]
         counters = [_EpisodeStats(share, self._max_steps) for share in shares]
         recorder = Recorder(env, self._num_videos)
-        watch = _Watch(counters, self._timeout_s, is_stopped)
+        watch.counters = counters
         row = env.reset()
         while True:
             recorder.see(row)
@@ -215,18 +242,20 @@ class _Watch:
     """Ends an evaluation that takes too long or is stopped, and says now and then how far it is.
 
     Args:
-        counters: Of its envs.
-        timeout_s: Seconds from now on.
+        timeout_s: Seconds that it may take in all, for the sentence.
+        deadline_s: When they are over, on the monotonic clock.
         is_stopped: True when it is not wanted any more.
+
+    Attributes:
+        counters: Of its envs.
     """
 
-    def __init__(
-        self, counters: list[_EpisodeStats], timeout_s: float, is_stopped: Callable[[], bool]
-    ) -> None:
-        self._counters = counters
+    def __init__(self, timeout_s: float, deadline_s: float, is_stopped: Callable[[], bool]) -> None:
+        self.counters: list[_EpisodeStats] = []
         self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
         self._is_stopped = is_stopped
-        self._began = self._said = time.monotonic()
+        self._said = time.monotonic()
         self._decisions = 0
 
     def look(self) -> None:
@@ -238,7 +267,7 @@ class _Watch:
         now = time.monotonic()
         if self._is_stopped():
             raise EvaluationStoppedError(f"the evaluation was stopped: {self._progress()}")
-        if now - self._began > self._timeout_s:
+        if now > self._deadline_s:
             raise EvaluationStoppedError(
                 f"the evaluation took longer than {self._timeout_s:g} s: {self._progress()}; "
                 "raise --eval-timeout-s, or lower --eval-max-steps or --eval-episodes"
@@ -249,8 +278,8 @@ class _Watch:
         self._decisions += 1
 
     def _progress(self) -> str:
-        played = sum(min(len(book.results), book.share) for book in self._counters)
-        wanted = sum(book.share for book in self._counters)
+        played = sum(min(len(book.results), book.share) for book in self.counters)
+        wanted = sum(book.share for book in self.counters)
         return f"{played} of {wanted} episodes played, {self._decisions} decisions per env"
 
 

@@ -31,7 +31,7 @@ from worldloom.envs.vector import EnvStep, RandomActions, VectorEnv
 from worldloom_dist.actors.acting import ActClient, Actions, check_actions
 from worldloom_dist.actors.step_budget import StepBudget
 from worldloom_dist.actors.stream_writer import StreamWriter
-from worldloom_dist.metrics.names import BUCKETS_S
+from worldloom_dist.metrics.names import BUCKETS_S, key_of
 from worldloom_dist.ports import ReplayWriter
 
 __all__ = ["EpisodeResult", "RolloutWorker"]
@@ -150,6 +150,7 @@ class RolloutWorker:
         self._lengths = [-1] * self.num_envs
         self._mask = self.spec.action_mask() if self.spec.tasks else None
         self._tasks = [0] * self.num_envs
+        self._steps_of: Counter[int] = Counter()
         self._episodes: list[EpisodeResult] = []
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._faults: Counter[str] = Counter()
@@ -282,6 +283,10 @@ class RolloutWorker:
         values |= {
             f"env_errors_total{{reason={kind}}}": Sum(count) for kind, count in self._faults.items()
         }
+        for index, steps in self._steps_of.items():
+            name = self.spec.tasks[index].name
+            values[key_of("task_agent_steps_total", task=name)] = Sum(steps)
+        self._steps_of = Counter()
         values["env_step_seconds"] = self._env_times.take()
         self._seconds = defaultdict(float)
         self._faults = Counter()
@@ -493,6 +498,8 @@ class RolloutWorker:
                 self._lengths[index] = 0
             else:
                 moved += 1
+                if self._mask is not None:
+                    self._steps_of[self._tasks[index]] += 1
                 self._returns[index] += reward[index]
                 self._lengths[index] += 1
             lost = index in choice.carry_resets

@@ -185,7 +185,11 @@ def picture_of(env: VectorEnv, row: EnvStep, index: int = 0) -> np.ndarray:
 
 
 def save_videos(
-    videos: Sequence[np.ndarray], folder: Path, label: str, problems: Sequence[str] = ()
+    videos: Sequence[np.ndarray],
+    folder: Path,
+    label: str,
+    problems: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> VideoReport:
     """Write videos as ``LABEL-0.mp4``, ... (``.gif`` where there is no ffmpeg).
 
@@ -194,6 +198,7 @@ def save_videos(
         folder: Where to.
         label: How their names begin.
         problems: Why others are missing already (of a :class:`Recorder`).
+        names: What their names end with instead of numbers.
 
     Returns:
         What was written, and why not, the earlier problems first. A video is written whole or not
@@ -204,7 +209,7 @@ def save_videos(
     ending = "mp4" if importlib.util.find_spec("imageio_ffmpeg") else "gif"
     written = []
     missing = list(problems)
-    for number, video in enumerate(videos):
+    for number, video in zip(names or range(len(videos)), videos, strict=True):
         path = folder / f"{label}-{number}.{ending}"
         half = path.with_name(f"{path.stem}.half.{ending}")
         try:

@@ -78,7 +78,11 @@ class LocalEvaluator:
         if self._plan.config.eval_videos:
             label = f"eval-{env_steps:09d}"
             saved = save_videos(
-                evaluator.videos, self._folder.videos, label, evaluator.video_problems
+                evaluator.videos,
+                self._folder.videos,
+                label,
+                evaluator.video_problems,
+                evaluator.video_names,
             )
             result |= saved.to_dict()
         self._result = result

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap
+from worldloom_dist.metrics.names import key_of
 
 __all__ = ["eval_metrics", "eval_warnings"]
 
@@ -26,6 +27,13 @@ def eval_metrics(result: Mapping[str, Any]) -> MetricMap:
         values |= {
             f"episode_return_{edge}{{split=eval}}": Last(value) for edge, value in edges.items()
         }
+    if "score" in result:
+        values["eval_score"] = Last(result["score"])
+    for task, part in (result.get("tasks") or {}).items():
+        mean = Last(part["return_mean"])
+        values[key_of("task_return_mean", split="eval", task=task)] = mean
+        if "score" in part:
+            values[key_of("task_score", task=task)] = Last(part["score"])
     if "success_ratio" in result:
         values["eval_success_ratio"] = Last(result["success_ratio"])
     if "time" in result:

@@ -31,6 +31,8 @@ __all__ = ["MetricsHub"]
 logger = logging.getLogger(__name__)
 
 RECENT_EPISODES = 20
+RECENT_OF_TASK = 20
+"""Episodes of one of several tasks that its mean return is over."""
 GONE_AFTER_S = 900.0
 """An instance that is silent for this long, while others of its role are heard, is not coming back:
 longer than any deadline of the supervisor.
@@ -79,6 +81,7 @@ class MetricsHub(Collector):
         self._heard: dict[tuple[str, int], float] = {}
         self._highest: dict[tuple[str, str], float] = {}
         self._episodes: deque[Mapping[str, Any]] = deque(maxlen=RECENT_EPISODES)
+        self._of_task: dict[str, deque[float]] = {}
         self._unknown: set[str] = set()
         self._lock = threading.Lock()
 
@@ -86,7 +89,7 @@ class MetricsHub(Collector):
         self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None
     ) -> None:
         """Merge one flush of a role. ``facts["episodes"]`` is a list of ``{return, length,
-        reason}``.
+        reason}``, in a run of several tasks with ``task``.
         """
         episodes = (facts or {}).get("episodes", ())
         with self._lock:
@@ -96,9 +99,19 @@ class MetricsHub(Collector):
             for episode in episodes:
                 self._episodes.append(episode)
                 self._merge(role, ALL, key_of("episodes_total", reason=episode["reason"]), Sum(1))
+                if episode.get("task"):
+                    self._note_task(role, episode["task"], episode["return"])
             if episodes:
                 for name, number in _of_episodes(self._episodes).items():
                     self._values[RUN, f"{name}{{split=train}}"] = {ALL: Last(number)}
+
+    def _note_task(self, role: str, task: str, episode_return: float) -> None:
+        """Count an episode of one of several tasks; called with the lock held."""
+        returns = self._of_task.setdefault(task, deque(maxlen=RECENT_OF_TASK))
+        returns.append(episode_return)
+        self._merge(role, ALL, key_of("task_episodes_total", task=task), Sum(1))
+        mean = Last(sum(returns) / len(returns))
+        self._values[RUN, key_of("task_return_mean", split="train", task=task)] = {ALL: mean}
 
     def snapshot(self) -> dict[str, float]:
         """Every value now, by key; a histogram gives its mean and, as ``KEY:p99``, its 99th

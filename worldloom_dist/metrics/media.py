@@ -15,7 +15,7 @@ __all__ = ["PICTURES", "VIDEOS", "MediaWatch", "Medium", "Subject", "is_half_wri
 PICTURES = (".png", ".gif", ".jpg")
 VIDEOS = (".mp4", ".gif")
 UNCHANGED_S = 2.0
-EVALUATION = re.compile(r"eval-(\d+)-(\d+)")
+EVALUATION = re.compile(r"eval-(\d+)-(?:(.+)-)?(\d+)")
 IMAGINED = re.compile(r"open_loop-(.+)-(\d+)")
 
 
@@ -26,19 +26,22 @@ class Subject(NamedTuple):
         kind: ``evaluation``, ``imagined`` or ``other``; a run makes the first two.
         which: Episode of the evaluation, from 0; observation that is imagined; or the whole name.
         env_steps: When; None for others, whose numbers mean something else.
+        task: That is evaluated, of several; else empty.
     """
 
     kind: str
     which: str
     env_steps: int | None
+    task: str = ""
 
     @property
     def name(self) -> str:
         """The same for every video of one curve: ``eval``, ``eval-1`` for the second episode of
-        an evaluation, ``open_loop-image``.
+        an evaluation, ``eval/walker-walk`` for one of several tasks, ``open_loop-image``.
         """
         if self.kind == "evaluation":
-            return "eval" if int(self.which) == 0 else f"eval-{int(self.which)}"
+            curve = f"eval/{self.task}" if self.task else "eval"
+            return curve if int(self.which) == 0 else f"{curve}-{int(self.which)}"
         return f"open_loop-{self.which}" if self.kind == "imagined" else self.which
 
 
@@ -48,7 +51,7 @@ def subject_of(stem: str) -> Subject:
     by people.
     """
     if match := EVALUATION.fullmatch(stem):
-        return Subject("evaluation", match[2], int(match[1]))
+        return Subject("evaluation", match[3], int(match[1]), match[2] or "")
     if match := IMAGINED.fullmatch(stem):
         return Subject("imagined", match[1], int(match[2]))
     return Subject("other", stem, None)

@@ -134,6 +134,28 @@ METRICS: dict[str, MetricInfo] = {
         "Share of the last evaluation's episodes that ended in success, where the env says so.",
         "0 to 1",
     ),
+    "eval_score": _gauge(
+        "Mean over the tasks of the last evaluation's normalised scores (0 to 100), of a run of "
+        "several tasks.",
+        "rises",
+    ),
+    "task_return_mean": _gauge(
+        "Mean return of one of several tasks, by split: over its last 20 training episodes, or of "
+        "the last evaluation.",
+        "rises",
+        "flat while others rise: the task is not learnt",
+    ),
+    "task_score": _gauge(
+        "The last evaluation's normalised score (0 to 100) of one of several tasks.", "rises"
+    ),
+    "task_episodes_total": _counter(
+        "Episodes ended, by task; of a run of several tasks only.", "grows for every task"
+    ),
+    "task_agent_steps_total": _counter(
+        "Decisions, by task; of a run of several tasks only.",
+        "in proportion to the length of their episodes",
+        "flat for one: its envs fail, or none plays it",
+    ),
     "eval_last_timestamp_seconds": _gauge(
         "When the last evaluation ended, unix time.", "recent", "old: the evaluator hangs"
     ),

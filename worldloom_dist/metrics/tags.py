@@ -10,6 +10,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
     (title, tuple(starts.split()))
     for title, starts in (
         ("return", "episode_ eval_"),
+        ("task", "task_"),
         ("loss", "loss"),
         ("speed", "env_steps_per_s updates_per_s"),
         (
@@ -18,7 +19,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
             "replay_ratio",
         ),
         ("agent", "grad_norm learning_rate model_ policy_entropy value_mean return_scale"),
-        ("learner", "learner_ sample_"),
+        ("learner", "learner_ sample_ sampled_"),
         ("weights", "weights_ policy_"),
         ("replay", "replay_ rate_limiter_ queue_"),
         ("acting", "actor_ env_ envs_ inference_ planner_ carry_ worker"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.json_text import read_object
-from worldloom_dist.metrics.names import loss_of, split_key
+from worldloom_dist.metrics.names import key_of, loss_of, split_key
 from worldloom_dist.page.videos import videos_of
 from worldloom_dist.run.curves import AXES, EVALUATION, TRAINING, History
 from worldloom_dist.run.view import View, read_view
@@ -180,6 +180,7 @@ class RunState:
                     for name, axis in AXES.items()
                 },
                 **{key: record.get(key) for key in ("return_mean", "return_std", "episodes")},
+                **({"score": record["score"]} if "score" in record else {}),
             }
             for record in history.evaluations
         ]
@@ -209,7 +210,33 @@ class RunState:
             "changed": dict(run.get("agent_overrides", {})),
             "command": command.read_text().strip().splitlines()[-1:] if command.exists() else [],
             "versions": versions.read_text().strip().splitlines() if versions.exists() else [],
+            "tasks": self._tasks(config),
         }
+
+    def _tasks(self, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """How each of several tasks stands; empty for one."""
+        tasks = (config.get("env") or {}).get("tasks") or ()
+        last = self._history.last if self._history else {}
+        evaluated = (self._summary.get("eval") or {}).get("tasks") or {}
+        windows = {
+            task["name"]: last.get(key_of("sampled_windows_total", task=task["name"])) or 0
+            for task in tasks
+        }
+        total = sum(windows.values())
+        return [
+            {
+                "name": name,
+                "env": task["env"],
+                "joined": task.get("joined", 0),
+                "train": last.get(key_of("task_return_mean", split="train", task=name)),
+                "episodes": last.get(key_of("task_episodes_total", task=name)),
+                "eval": evaluated.get(name, {}).get("return_mean"),
+                "score": evaluated.get(name, {}).get("score"),
+                "share": windows[name] / total if total else None,
+            }
+            for task in tasks
+            for name in (task["name"],)
+        ]
 
     def _spent_lately(self) -> dict[str, dict[str, float]]:
         """Seconds by what learner and workers did, over the last minutes."""

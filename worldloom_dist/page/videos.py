@@ -60,10 +60,14 @@ def video_path(folder: Path, name: str) -> Path | None:
 
 def _kind_and_caption(stem: str) -> tuple[str, str]:
     """What a video shows, and in words; others than a run's have the checkpoint's name."""
-    kind, which, env_steps = subject_of(stem)
+    kind, which, env_steps, task = subject_of(stem)
     if kind == "evaluation":
         episode = f", episode {int(which) + 1}" if int(which) else ""
-        return f"evaluation {which}", f"evaluation at {env_steps:,} env steps{episode}"
+        of_task = f" of {task}" if task else ""
+        return (
+            f"evaluation {task} {which}",
+            f"evaluation{of_task} at {env_steps:,} env steps{episode}",
+        )
     if kind == "imagined":
         return f"imagined {which}", f"imagined {which} at {env_steps:,} env steps"
     return "other", stem

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from worldloom_dist.actors.evaluation import Evaluator
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.actors.step_budget import StepBudget
+from worldloom_dist.actors.task_evaluation import TaskEvaluator
 from worldloom_dist.ports import ReplayWriter, WeightSink
 from worldloom_dist.replay.recovery import RecoveryProgress
 from worldloom_dist.replay.shard import ReplayShard
@@ -42,7 +43,7 @@ from worldloom_dist.run.plan import (
     group_sizes,
     role_seed,
 )
-from worldloom_dist.run.tasks import env_cycles
+from worldloom_dist.run.tasks import env_cycles, has_same_tasks, task_problem
 
 if TYPE_CHECKING:
     from worldloom.training.checkpoints import CheckpointStore
@@ -271,7 +272,10 @@ def build_store(plan: Plan, folder: Path) -> CheckpointStore:
     from worldloom.training.remote_checkpoints import open_store
 
     learner = plan.config.learner
-    return open_store(learner.checkpoints or folder / "checkpoints", keep=learner.keep_checkpoints)
+    store = open_store(learner.checkpoints or folder / "checkpoints", keep=learner.keep_checkpoints)
+    if plan.env_spec.tasks:
+        store.compares = partial(has_same_tasks, plan)
+    return store
 
 
 def check_none(store: CheckpointStore) -> None:
@@ -325,6 +329,14 @@ def check_trained_env(plan: Plan, checkpoint: str, facts: Mapping[str, Any]) -> 
         return
     before = {"env": _spelled_out(trained["name"]), **NEUTRAL, **trained["settings"]}
     now = {"env": _spelled_out(plan.env.env), **NEUTRAL, **plan.env.settings()}
+    if before.get("tasks") and now.get("tasks"):  # how their list is called does not matter
+        problem = task_problem(before.pop("tasks"), now.pop("tasks"))
+        if problem:
+            raise CheckpointError(
+                f"{checkpoint} was trained with {problem}; set it back, or train in a new run "
+                "folder"
+            )
+        now["env"] = before["env"]
     for name in [*before, *now]:
         if before.get(name) != now.get(name):
             raise CheckpointError(
@@ -447,39 +459,53 @@ def _most_in_memory(plan: Plan) -> int | None:
     return plan.budget.ram_limit_bytes // plan.config.replay.shards
 
 
-def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
+def build_evaluator(
+    plan: Plan, *, device: str = "cpu", tasks: Collection[str] = ()
+) -> Evaluator | TaskEvaluator:
     """The evaluator: own envs, own seeds, ``explore=False``; the same one in training and
     afterwards. Its policy decides on ``device`` for all episodes at once.
+
+    Args:
+        plan: Of the run.
+        device: Where the policy decides.
+        tasks: Of several, those that are played; all by default. What one comes to does not depend
+            on the others.
     """
     episodes = plan.config.eval_episodes
-    seed = role_seed(plan, "evaluation")
     policy = make_policy(
         plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "evaluation_policy")
     )
     capture_on_gpu(plan, policy, device, (episodes,))
     videos = plan.config.eval_videos
 
-    def env() -> VectorEnv:
-        """Envs with the evaluation's own seed."""
-        processes = bool(plan.needs_main_thread)
+    def env(*task: int) -> VectorEnv:
+        """Envs with the evaluation's own seed, of one task where there are several."""
         return make_env(
             plan.env,
             num_envs=episodes,
-            seed=seed,
+            seed=role_seed(plan, "evaluation", *task),
             limits=EnvLimits(memory_gb=plan.config.actors.env_memory_gb),
-            processes=processes,
+            processes=bool(plan.needs_main_thread),
             is_exact=False,
             renders=videos > 0,
+            cycles=[task] * episodes if task else None,
         )
 
-    return Evaluator(
-        env,
-        policy,
-        episodes,
-        videos=videos,
-        max_steps=plan.eval_max_steps,
-        timeout_s=plan.config.eval_timeout_s,
-    )
+    def evaluator(*task: int) -> Evaluator:
+        """Of the env, or of one task."""
+        return Evaluator(
+            partial(env, *task),
+            policy,
+            episodes,
+            videos=videos,
+            max_steps=plan.eval_max_steps,
+            timeout_s=plan.config.eval_timeout_s,
+        )
+
+    if not plan.env_spec.tasks:
+        return evaluator()
+    chosen = [task for task in plan.env_spec.tasks if not tasks or task.name in tasks]
+    return TaskEvaluator([(task, evaluator(plan.env_spec.tasks.index(task))) for task in chosen])
 
 
 def measure_act_costs(plan: Plan, device: str) -> ActCosts:

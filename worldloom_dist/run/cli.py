@@ -31,7 +31,7 @@ from worldloom_dist.run.config import NO_PRESET, RunConfig
 from worldloom_dist.run.flag_hints import hint
 from worldloom_dist.run.help_texts import description, footer
 from worldloom_dist.run.presets import PRESETS, default_config, find_preset
-from worldloom_dist.run.resuming import resume_problems
+from worldloom_dist.run.resuming import kept_tasks, resume_problems
 
 __all__ = ["UsageError", "flag_names", "parse", "read_config"]
 
@@ -63,6 +63,8 @@ def parse(words: Sequence[str]) -> RunConfig:
     config = _read([pair for pair in pairs if not pair[0].startswith("--agent.")], base, mistakes)
     if "--env" in dict(pairs) or not config.env.tasks:
         config = _with_tasks(config, mistakes)
+        if is_resumed:
+            config = dataclasses.replace(config, env=kept_tasks(base.env, config.env))
     kept = base.agent_overrides if config.agent == base.agent else {}
     overrides = _agent_overrides(
         config.agent, kept, [pair for pair in pairs if pair[0].startswith("--agent.")], mistakes

@@ -13,7 +13,10 @@ from worldloom.core.json_text import read_object
 from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.folder import RunFolder
 
-__all__ = ["closing_lines", "program", "result_line", "resume_command"]
+__all__ = ["closing_lines", "evaluation_text", "program", "result_line", "resume_command"]
+
+NAMED = 10
+"""Tasks of an evaluation that are told one by one."""
 
 
 def program() -> str:
@@ -56,7 +59,7 @@ def closing_lines(config: RunConfig, shown: Path, folder: RunFolder) -> list[str
         line
         for line in (
             result_line(summary.get("eval") or {}),
-            _best(shown, folder),
+            _best(shown, folder, "score" if "score" in (summary.get("eval") or {}) else "return"),
             _video(shown, summary),
         )
         if line
@@ -76,11 +79,29 @@ def closing_lines(config: RunConfig, shown: Path, folder: RunFolder) -> list[str
 
 def result_line(evaluation: Mapping[str, Any]) -> str:
     """What an evaluation came to, for people; empty where there was none."""
+    text = evaluation_text(evaluation)
+    return "" if not text else f"{'score' if 'score' in evaluation else 'return':<9}{text}"
+
+
+def evaluation_text(evaluation: Mapping[str, Any]) -> str:
+    """What an evaluation came to: ``12.3 +- 4.5 over 10 episodes``; of several tasks the score
+    first, and the tasks, the lowest first.
+    """
     mean, spread = evaluation.get("return_mean"), evaluation.get("return_std")
     if mean is None:
         return ""
     deviation = "" if spread is None else f" +- {spread:.1f}"
-    return f"return   {mean:.1f}{deviation} over {evaluation.get('episodes', 0)} episodes"
+    text = f"{mean:.1f}{deviation} over {evaluation.get('episodes', 0)} episodes"
+    tasks = evaluation.get("tasks") or {}
+    if not tasks:
+        return text
+    if "score" in evaluation:
+        text = f"{evaluation['score']:.1f}, return {text}"
+    known = {name: part.get("score", part["return_mean"]) for name, part in tasks.items()}
+    order = sorted(known, key=lambda name: known[name])
+    named = [f"{name} {tasks[name]['return_mean']:.1f}" for name in order[:NAMED]]
+    more = [f"and {len(order) - NAMED} more"] if len(order) > NAMED else []
+    return f"{text}: {', '.join([*named, *more])}"
 
 
 def _video(shown: Path, summary: Mapping[str, Any]) -> str:
@@ -89,7 +110,7 @@ def _video(shown: Path, summary: Mapping[str, Any]) -> str:
     return f"video    {shown / 'videos' / videos[0]}" if videos else ""
 
 
-def _best(shown: Path, folder: RunFolder) -> str:
+def _best(shown: Path, folder: RunFolder, measure: str) -> str:
     """Where the best checkpoint is, and how good."""
     manifest = folder.checkpoints / "best" / "manifest.json"
     try:
@@ -97,4 +118,4 @@ def _best(shown: Path, folder: RunFolder) -> str:
         score = float(facts["score"])
     except (OSError, ValueError, KeyError, TypeError):  # none, or kept elsewhere
         return ""
-    return f"best     {shown / 'checkpoints' / 'best'}: return {score:.1f}"
+    return f"best     {shown / 'checkpoints' / 'best'}: {measure} {score:.1f}"

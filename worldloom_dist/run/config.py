@@ -263,9 +263,9 @@ class RunConfig:
     eval_every: int = 10_000
     """Env steps between evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 10
-    """Episodes per evaluation, on own envs with own seeds; 0 turns evaluation off."""
+    """Episodes per evaluation (of each task), on own envs and seeds; 0 turns evaluation off."""
     eval_videos: int = 0
-    """Episodes of each evaluation of which a video is written to the run folder's videos/."""
+    """Episodes of each evaluation (of each task) of which a video is written to videos/."""
     eval_max_steps: int | None = None
     """Decisions after which an evaluation episode is cut (default: 10000 or the env's limit)."""
     eval_timeout_s: float = 1800.0
@@ -396,7 +396,6 @@ class RunConfig:
         if not self.env.tasks:
             return []
         single = {
-            "eval_episodes": self.eval_episodes > 0,
             "gateway_port": self.gateway_port is not None,
             "replay.load": bool(self.replay.load),
             "replay.held_out": bool(self.replay.held_out),

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from worldloom.core.exceptions import WorldLoomError
+from worldloom_dist.run.closing import evaluation_text
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.outcome import is_as_asked
 from worldloom_dist.run.plan import Plan
@@ -66,8 +67,10 @@ class EvaluationRunner(Protocol):
     def wait(self) -> None:
         """Let a short time pass while an evaluation goes on."""
 
-    def note_score(self, return_mean: float) -> None:
-        """The newest weights got this finite mean return: keep the best checkpoint by it."""
+    def note_score(self, score: float) -> None:
+        """The newest weights got this finite score, of one task the mean return: keep the best
+        checkpoint by it.
+        """
 
     def close(self) -> None:
         """Let what was noted be written."""
@@ -167,11 +170,11 @@ class Evaluations:
         self.failure = ""
         self._report.note_evaluation(result)
         logger.info(
-            "eval at env_steps %s: return %.1f +- %.1f over %d episodes",
+            "eval at env_steps %s: %s %s",
             f"{result['env_steps']:,}",
-            result["return_mean"],
-            result["return_std"],
-            result["episodes"],
+            "score" if "score" in result else "return",
+            evaluation_text(result),
         )
-        if math.isfinite(result["return_mean"]):
-            self.evaluator.note_score(result["return_mean"])
+        score = result.get("score", result["return_mean"])  # returns of tasks do not compare
+        if math.isfinite(score):
+            self.evaluator.note_score(score)

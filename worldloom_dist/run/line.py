@@ -25,7 +25,9 @@ def progress_line(view: View, batch_positions: int) -> str:
     train = view.train_return
     shown = f"return {train:.1f}" if train is not None else "return -"
     if view.evaluation:
-        shown += f" (eval {view.evaluation['return_mean']:.1f})"
+        score = view.evaluation.get("score")
+        scored = "" if score is None else f", score {score:.1f}"
+        shown += f" (eval {view.evaluation['return_mean']:.1f}{scored})"
     ratio = ""
     if view.train_ratio > 0:
         per_step = view.train_ratio / batch_positions

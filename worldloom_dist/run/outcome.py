@@ -109,12 +109,16 @@ def is_as_asked(plan: Plan, evaluation: Mapping[str, Any]) -> bool:
     """
     config = plan.config
     longest = max(evaluation.get("lengths", ()), default=0)
-    if evaluation["episodes"] != config.eval_episodes or longest > plan.eval_max_steps:
+    tasks = {task.name for task in plan.env_spec.tasks}
+    times = len(tasks) or 1
+    if evaluation["episodes"] != config.eval_episodes * times or longest > plan.eval_max_steps:
+        return False
+    if tasks != set(evaluation.get("tasks", ())):
         return False
     if evaluation.get("cut_episodes") and longest != plan.eval_max_steps:
         return False
     videos = evaluation.get("videos", ())
-    return len(videos) >= config.eval_videos or "video_problems" in evaluation
+    return len(videos) >= config.eval_videos * times or "video_problems" in evaluation
 
 
 def shortfall(

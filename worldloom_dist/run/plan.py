@@ -23,11 +23,11 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.memory import memory_total
 from worldloom.core.protocol import AgentSpec
 from worldloom.core.seeds import seed_of
-from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.core.specs import ACTION, OBS, ArraySpec, EnvSpec
 from worldloom.data.rate_limiter import RateLimits
 from worldloom.envs.config import TASKS_SUITE, EnvConfig
 from worldloom.envs.factory import probe_env, probed
-from worldloom.envs.tasks import joined_spec
+from worldloom.envs.tasks import has_sizes, joined_spec
 from worldloom_dist.replay.budget import ReplayBudget
 from worldloom_dist.replay.imports import split_sources
 from worldloom_dist.replay.planning import (
@@ -298,9 +298,35 @@ def resolve_again(config: RunConfig, folder: RunFolder) -> Plan:
     """
     found = folder.read_json("config.json")
     stored = split_sources(found.get("run", {}).get("replay", {}).get("load"))
-    return resolve(
-        config, recorded=folder.env_spec() if config.env.is_none else None, stored=stored
-    )
+    known = folder.env_spec()
+    if config.env.tasks and not has_sizes(config.env):
+        # 0 is for tasks of the beginning, which prefill and pretraining are counted by
+        joined = max(1, int(folder.read_json("summary.json").get("env_steps") or 0))
+        tasks = {
+            name: entry if OBS in entry else {**entry, "joined": joined}
+            for name, entry in config.env.tasks.items()
+        }
+        config = dataclasses.replace(config, env=dataclasses.replace(config.env, tasks=tasks))
+    plan = resolve(config, recorded=known if config.env.is_none else None, stored=stored)
+    if known is not None and known.tasks and plan.env_spec.tasks:
+        _check_rows_fit(plan.env_spec, known)
+    return plan
+
+
+def _check_rows_fit(now: EnvSpec, then: EnvSpec) -> None:
+    """Refuse tasks that are larger than the rows of the run, or that repeat actions otherwise.
+
+    Raises:
+        ConfigurationError: Names the task.
+    """
+    most = {OBS: then.obs[OBS].size, ACTION: then.action[ACTION].size}
+    for task in now.tasks[len(then.tasks) :]:
+        for what, size in ((OBS, task.obs_size), (ACTION, task.action_size)):
+            if size > most[what]:
+                raise ConfigurationError(
+                    f"env.tasks: {task.name!r} has {size} numbers in {what}, and the run's rows "
+                    f"have {most[what]}; leave it out, or start a new run with --run-dir"
+                )
 
 
 def resolve_env(

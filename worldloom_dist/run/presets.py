@@ -111,6 +111,8 @@ def default_settings(env: EnvConfig, agent: str, env_steps: int | None = None) -
         found |= DEFAULTS.get(key, {})
     for name in ("env_steps", "eval_every"):  # as published, of each task
         found[name] *= len(env.parts())
+    if env.tasks:
+        found["eval_timeout_s"] = RunConfig().eval_timeout_s * len(env.tasks)
     if env_steps is not None and env_steps > 0:
         found["env_steps"] = env_steps
         found["eval_every"] = max(1, min(found["eval_every"], env_steps // EVALUATIONS))

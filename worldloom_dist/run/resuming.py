@@ -3,12 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from worldloom.algorithms.registry import architecture_changes
+from worldloom.envs.config import EnvConfig
 from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.presets import PRESETS
 
-__all__ = ["resume_problems"]
+__all__ = ["kept_tasks", "resume_problems", "task_changes"]
+
+
+def kept_tasks(old: EnvConfig, new: EnvConfig) -> EnvConfig:
+    """The tasks that were read again, with what the run knows of those that it has.
+
+    Args:
+        old: Of the run.
+        new: With tasks as they were typed now.
+    """
+    if not old.tasks:
+        return new
+    tasks = {
+        name: {**old.tasks[name], **_typed_score(entry)} if _is_same(old, name, entry) else entry
+        for name, entry in new.tasks.items()
+    }
+    return dataclasses.replace(new, tasks=tasks)
+
+
+def task_changes(old: EnvConfig, new: EnvConfig) -> list[str]:
+    """What cannot be done to the tasks of a run: they can only be added, at the end."""
+    if not (old.tasks and new.tasks):
+        return []
+    only = "tasks can only be added at the end"
+    names = list(new.tasks)
+    for place, (name, entry) in enumerate(old.tasks.items()):
+        if name not in names:
+            return [f"env.tasks: {name!r} is missing, and {only}"]
+        if names[place] != name:
+            return [f"env.tasks: {name!r} is moved, and {only}"]
+        if not _is_same(old, name, new.tasks[name]):
+            return [
+                f"env.tasks: {name!r} is {entry['env']} with {entry['settings']}, and cannot be "
+                f"{new.tasks[name]['env']} with {new.tasks[name]['settings']}"
+            ]
+    return []
+
+
+def _is_same(old: EnvConfig, name: str, entry: Mapping[str, Any]) -> bool:
+    """True where a task that was read again is the one of the run; settings that are not typed are
+    as they were.
+    """
+    known = old.tasks.get(name)
+    if known is None or _spelled_out(known["env"]) != _spelled_out(entry["env"]):
+        return False
+    return all(known["settings"].get(key) == value for key, value in entry["settings"].items())
+
+
+def _typed_score(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"score": entry["score"]} if entry.get("score") else {}
+
+
+def _spelled_out(env: str) -> str:
+    config = EnvConfig(env=env)
+    return f"{config.suite}:{config.name}"
 
 
 def resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
@@ -16,8 +73,10 @@ def resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
     changes = architecture_changes(base.agent_config(), config.agent_config())
     old = base.env.resolved()
     new = config.env.resolved()
+    apart = ("env", "tasks") if old.tasks and new.tasks else ()
+    changes += task_changes(old, new)
     for field in dataclasses.fields(old):
-        if getattr(old, field.name) != getattr(new, field.name):
+        if field.name not in apart and getattr(old, field.name) != getattr(new, field.name):
             changes.append(
                 f"env.{field.name}: the run was made with "
                 f"{getattr(old, field.name)!r}, not {getattr(new, field.name)!r}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from worldloom.envs.tasks import turns
 from worldloom_dist.run.plan import Plan
 
-__all__ = ["env_cycles", "task_lines"]
+__all__ = ["env_cycles", "has_same_tasks", "task_lines", "task_problem"]
 
 NAMED = 10
 """Tasks that are told one by one."""
@@ -35,6 +38,33 @@ def env_cycles(
         envs=range(own, own + num_envs),
         all_envs=max(1, workers) * config.envs_per_worker,
     )
+
+
+def task_problem(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Why what was trained in some tasks does not fit others: they can only be added at the end.
+
+    Args:
+        before, now: Name -> what the task is, as ``EnvConfig.tasks`` has it.
+
+    Returns:
+        What differs; empty where it fits.
+    """
+    for name, other in zip(before, [*now, *[""] * len(before)], strict=False):
+        if name != other:
+            return f"task {name!r}" + (f" where this run has {other!r}" if other else "")
+        for fact in ("env", "settings", "obs", "action"):
+            if before[name].get(fact) != now[name].get(fact):
+                return (
+                    f"{fact} {before[name].get(fact)!r} of task {name!r}, and this run has "
+                    f"{now[name].get(fact)!r}"
+                )
+    return ""
+
+
+def has_same_tasks(plan: Plan, facts: Mapping[str, Any]) -> bool:
+    """True when the score of a checkpoint is of the run's present tasks."""
+    tasks = (facts.get("env") or {}).get("tasks") or ()
+    return [task["name"] for task in tasks] == [task.name for task in plan.env_spec.tasks]
 
 
 def task_lines(plan: Plan) -> list[str]:

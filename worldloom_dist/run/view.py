@@ -143,6 +143,9 @@ def facts(view: View) -> list[tuple[str, str]]:
             else f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
         )
         found.append(("eval", f"{shown} at {view.evaluation.get('env_steps', 0):,}"))
+        if view.evaluation.get("score") is not None:
+            count = len(view.evaluation.get("tasks") or ())
+            found.append(("score", f"{view.evaluation['score']:.1f} of 100, {count} tasks"))
     else:
         found.append(("eval", "-"))
     found += [
@@ -276,7 +279,12 @@ def status_of(folder: Path, summary: Mapping[str, Any], *, is_live: bool = False
 
 def _evaluation_problems(evaluation: Mapping[str, Any]) -> list[str]:
     """What of an evaluation is not what :func:`facts` shows."""
-    kinds = {"return_mean": float | None, "return_std": float | None, "env_steps": int}
+    kinds = {
+        "return_mean": float | None,
+        "return_std": float | None,
+        "score": float | None,
+        "env_steps": int,
+    }
     found = []
     for name, kind in kinds.items():
         try:

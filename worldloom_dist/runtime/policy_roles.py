@@ -28,6 +28,7 @@ from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.batching import Batcher
 from worldloom_dist.actors.evaluation import Evaluator
 from worldloom_dist.actors.inference import InferenceServer
+from worldloom_dist.actors.task_evaluation import TaskEvaluator
 from worldloom_dist.actors.videos import save_videos
 from worldloom_dist.interfaces import Coordinator, coordinator_client
 from worldloom_dist.rpc.actor_client import RoleGoneError
@@ -134,7 +135,7 @@ class EvaluatorRole:
     def __init__(self, plan: Plan, videos: Path) -> None:
         self._plan = plan
         self._videos = videos
-        self.evaluator: Evaluator | None = None
+        self.evaluator: Evaluator | TaskEvaluator | None = None
         self._memory = MemoryWatch(None, 1)
         self._log_forwarder = LogForwarder().listen()
         self._gone = threading.Event()
@@ -163,7 +164,11 @@ class EvaluatorRole:
             return found
         label = f"eval-{env_steps:09d}"
         saved = save_videos(
-            self.evaluator.videos, self._videos, label, self.evaluator.video_problems
+            self.evaluator.videos,
+            self._videos,
+            label,
+            self.evaluator.video_problems,
+            self.evaluator.video_names,
         )
         return {**found, **saved.to_dict()}
 

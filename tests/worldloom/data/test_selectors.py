@@ -153,7 +153,7 @@ def test_mixture_shares_must_sum_to_one():
 
 
 def balanced_of(*counts):
-    """A selector whose slots are of one task after the other, so many of each."""
+    """A selector whose slots are of one task after the other, this many of each."""
     selector = Balanced(sum(counts), len(counts))
     tasks = np.repeat(np.arange(len(counts)), counts)
     slots = np.arange(len(tasks))

@@ -12,6 +12,7 @@ from worldloom.algorithms.tdmpc2 import spec as tdmpc2
 from worldloom.core.metrics import Histogram, Last, Sum
 from worldloom_dist.metrics import hub as hub_module
 from worldloom_dist.metrics.endpoint import serve
+from worldloom_dist.metrics.evaluation import eval_metrics
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.names import (
     METRICS,
@@ -44,6 +45,31 @@ def test_increments_add_up_over_flushes_and_workers():
     assert snapshot["episode_return_mean{split=train}"] == -20
     assert snapshot["sample_age_seconds"] == 33.5 / 3
     assert snapshot["sample_age_seconds:p99"] == 5.0
+
+
+def test_returns_of_several_tasks_are_told_apart():
+    hub = MetricsHub("r1")
+    for number in range(30):
+        task = "fast" if number % 3 else "slow"
+        fact = {"return": float(number), "length": 5, "reason": "truncated", "task": task}
+        hub.emit("actor", number % 2, {}, {"episodes": [fact]})
+    snapshot = hub.snapshot()
+    assert snapshot["task_return_mean{split=train,task=slow}"] == sum(range(0, 30, 3)) / 10
+    fast = [number for number in range(30) if number % 3]
+    assert snapshot["task_return_mean{split=train,task=fast}"] == sum(fast) / 20
+    assert snapshot["task_episodes_total{task=slow}"] == 10
+    assert snapshot["episode_return_mean{split=train}"] == sum(range(10, 30)) / 20
+    assert not [key for key in filled().snapshot() if "task" in key]
+
+
+def test_an_evaluation_of_several_tasks_has_a_gauge_of_each():
+    tasks = {"a": {"return_mean": 3.0, "score": 30.0}, "b": {"return_mean": 5.0}}
+    found = eval_metrics({"return_mean": 4.0, "tasks": tasks})
+    assert found["task_return_mean{split=eval,task=a}"] == Last(3.0)
+    assert found["task_return_mean{split=eval,task=b}"] == Last(5.0)
+    assert found["task_score{task=a}"] == Last(30.0)
+    assert "eval_score" not in found
+    assert eval_metrics({"return_mean": 4.0, "score": 12.0})["eval_score"] == Last(12.0)
 
 
 def test_a_scrape_parses_and_carries_run_id_and_role():

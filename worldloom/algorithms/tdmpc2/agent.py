@@ -15,6 +15,7 @@ from torch import Tensor
 
 from worldloom.algorithms.tdmpc2.config import Architecture
 from worldloom.algorithms.tdmpc2.draws import PlanDraws, PlanShape, UpdateDraws
+from worldloom.algorithms.tdmpc2.growing import grown
 from worldloom.algorithms.tdmpc2.losses import LossSettings, UpdateBatch
 from worldloom.algorithms.tdmpc2.networks import TDMPC2Networks, make_critics
 from worldloom.algorithms.tdmpc2.planner import PlannerSettings, plan
@@ -319,8 +320,9 @@ class TDMPC2Agent(TDMPC2Policy):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
+        """Inverse of :meth:`state_dict`; a state of the first of several tasks is made to fit."""
         try:
+            state = grown(state, self.model.state_dict())
             _check_shapes("model", self.model.state_dict(), state["model"])
             _check_shapes("target", self.target.state_dict(), state["target"])
             self.updater.load_state_dict(state["updater"])

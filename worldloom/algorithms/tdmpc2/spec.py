@@ -290,8 +290,9 @@ def _resolve_tasks(config: TDMPC2AgentConfig, env: EnvSpec) -> TDMPC2AgentConfig
             f"agent.episodic on is for one task, and {env.name} has {len(env.tasks)}; leave it out",
             config.name,
         )
+    # what follows from the list stays as it was when tasks join later
     limits = [task.episode_limit or UNKNOWN_LIMIT for task in env.tasks if not task.joined]
-    is_small = len(env.tasks) <= SMALL_TASK_SET
+    is_small = len(limits) <= SMALL_TASK_SET
     published = SMALL_TASK_DIM if is_small and config.name in SMALL_TASK_NAMES else TASK_DIM
     config = replace(config, episodic="off", task_dim=config.task_dim or published)
     is_gym = all(family_of(task.env) == "gym" for task in env.tasks)

@@ -24,7 +24,7 @@ from worldloom.algorithms.registry import (
 )
 from worldloom.algorithms.tdmpc2.agent import TDMPC2Agent, TDMPC2Policy
 from worldloom.algorithms.tdmpc2.spec import resolve, task_discounts
-from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.protocol import Decide
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import TASK, ArraySpec, EnvSpec, TaskSpec
@@ -262,3 +262,53 @@ def test_state_goes_round_and_another_number_of_tasks_is_refused() -> None:
     other.load_state_dict(agent.state_dict())
     for name, value in agent.model.state_dict().items():
         assert torch.equal(value, other.model.state_dict()[name]), name
+
+
+def test_a_state_of_the_first_tasks_is_made_to_fit() -> None:
+    few = make()
+    for seed in range(2):
+        few.train_step(batch_of(TWO, few.config, [0, 1, 0, 1, 0], seed))
+    state = few.state_dict()
+    three = tasks_env(*TWO.tasks, task("c", obs=3, action=1))
+    many = make(three)
+    assert many.model.task_emb is not None
+    fresh = many.model.task_emb[2].detach().clone()
+    many.load_state_dict(state)
+    for name, value in few.model.state_dict().items():
+        other = many.model.state_dict()[name]
+        assert torch.equal(
+            value, other[: len(value)] if name in ("task_emb", "action_masks") else other
+        )
+    assert torch.equal(many.model.task_emb[2], fresh)
+    assert many.model.action_masks.tolist() == [[1, 1], [1, 0], [1, 0]]  # type: ignore[union-attr]
+    before = state["updater"]["model_optimizer"]
+    after = many.state_dict()["updater"]["model_optimizer"]
+    for name, moments in before.items():
+        for kind, value in moments.items():
+            mine = after[name][kind]
+            assert torch.equal(
+                value, mine[: len(value)] if value.ndim and name == "task_emb" else mine
+            )
+    assert not after["task_emb"]["exp_avg"][2].any()
+    assert not after["task_emb"]["exp_avg_sq"][2].any()
+    many.train_step(batch_of(three, many.config, [0, 2, 1, 2, 0]))
+    obs = rows(TWO, [0, 1])
+    first = np.ones(2, bool)
+    few.load_rng_state(state["rng"])
+    fit = make(three)
+    fit.load_state_dict(state)
+    acted = [one.act(obs, one.initial_carry(2), first, explore=True) for one in (few, fit)]
+    np.testing.assert_array_equal(acted[0].action["action"], acted[1].action["action"])
+
+
+def test_a_state_of_moved_or_more_tasks_is_refused() -> None:
+    state = make().state_dict()
+    moved = make(tasks_env(TWO.tasks[1], TWO.tasks[0]))
+    with pytest.raises(CheckpointError, match="task number 0 has other components"):
+        moved.load_state_dict(state)
+    three = make(tasks_env(*TWO.tasks, task("c")))
+    with pytest.raises(CheckpointError, match="'action_masks' has shape"):
+        make().load_state_dict(three.state_dict())
+    wider = make(tasks_env(*TWO.tasks, task("c", action=3)))
+    with pytest.raises(CheckpointError, match="has shape"):
+        wider.load_state_dict(state)
