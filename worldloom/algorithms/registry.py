@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from worldloom.algorithms.finding import (
@@ -29,6 +30,7 @@ from worldloom.algorithms.finding import (
 )
 from worldloom.core.config_base import WorldModelConfig
 from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError, nearest
+from worldloom.core.initial_state import InitialState, TrainedState
 from worldloom.core.policy_step import PolicyStep
 from worldloom.core.protocol import Agent, AgentSpec, Policy
 from worldloom.core.specs import EnvSpec
@@ -40,14 +42,18 @@ __all__ = [
     "agent_names",
     "agent_spec",
     "architecture_changes",
+    "begins_with_others",
     "env_defaults",
+    "fit_state",
     "guest_agents",
     "make_agent",
     "make_agent_config",
     "make_policy",
     "make_step",
+    "one_task_config",
     "outside_module",
     "own_field",
+    "read_foreign",
     "trained_config",
     "trained_weights",
 ]
@@ -59,6 +65,8 @@ SAME_SETTING: Mapping[str, tuple[str, ...]] = {
 """Other names of a setting, one of which an agent may have instead."""
 STEP_NAMES = ("make_step",)
 """Of the module ``export``, which an agent may lack that is never exported."""
+INITIAL_NAMES = ("fit_state", "one_task_config", "read_foreign")
+"""Of the module ``initial``, which an agent may lack that begins with a run of its own env only."""
 
 
 class AgentConfig(Protocol):
@@ -202,6 +210,47 @@ def make_step(name: str, policy: Policy, *, planner: bool) -> tuple[Policy, Poli
     return found
 
 
+def begins_with_others(config: AgentConfig) -> bool:
+    """True when an agent can begin with what one of other tasks learned."""
+    home = home_of(_algorithm(config))
+    try:
+        return home is not None and importlib.util.find_spec(f"{home}.initial") is not None
+    except ImportError:  # its home is a module alone
+        return False
+
+
+def fit_state(config: AgentConfig, trained: TrainedState, agent: Agent) -> InitialState:
+    """The state of an untrained agent that begins with what one of other tasks learned.
+
+    Raises:
+        ConfigurationError: If it cannot; says how it could.
+        CheckpointError: If the state is damaged.
+    """
+    found: InitialState = _initial_module(config).fit_state(trained, agent)
+    return found
+
+
+def read_foreign(config: AgentConfig, path: Path, env: EnvSpec) -> TrainedState:
+    """What a file of another program holds, for an agent in ``env``.
+
+    Raises:
+        ConfigurationError: If the agent reads no files, or does not know the file's tasks.
+        CheckpointError: If it is damaged, hostile, or something else.
+    """
+    found: TrainedState = _initial_module(config).read_foreign(config, path, env)
+    return found
+
+
+def one_task_config(config: AgentConfig, env: EnvSpec) -> AgentConfig:
+    """Settings with which an agent of the tasks of ``env`` acts in one of them as it did.
+
+    Raises:
+        ConfigurationError: If the agent cannot be one of a single task.
+    """
+    found: AgentConfig = _initial_module(config).one_task_config(config, env)
+    return found
+
+
 def trained_config(config: AgentConfig, env: EnvSpec, device: str) -> WorldModelConfig:
     """Settings of the public world model whose networks an agent of this config trains.
 
@@ -232,6 +281,15 @@ def _trained_module(name: str) -> Any:
             "agent, with worldloom.load_agent"
         )
     return importlib.import_module(home)
+
+
+def _initial_module(config: AgentConfig) -> Any:
+    if not begins_with_others(config):
+        raise ConfigurationError(
+            f"agent {config.name} begins with runs of its own env only; give a run folder, "
+            "RUN/checkpoints/NAME, or what save wrote"
+        )
+    return find_module(_algorithm(config), "initial", INITIAL_NAMES)
 
 
 def product_shapes(config: AgentConfig) -> tuple[tuple[int, int, int], ...]:

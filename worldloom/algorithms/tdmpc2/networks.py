@@ -20,7 +20,7 @@ from worldloom.nn.ensemble import EnsembleMLP, ensemble_forward
 from worldloom.nn.normed import MLP
 from worldloom.nn.symlog_bins import SymlogBins
 
-__all__ = ["PolicySample", "TDMPC2Networks", "make_critics"]
+__all__ = ["PolicySample", "TDMPC2Networks", "make_critics", "shortened"]
 
 LOG_SQRT_2PI = 0.9189385175704956
 SQUASH_EPS = 1e-6
@@ -61,6 +61,12 @@ def make_critics(architecture: Architecture) -> EnsembleMLP:
     a = architecture
     bins = SymlogBins(count=a.num_bins, low=a.bin_low, high=a.bin_high)
     return EnsembleMLP(a.num_q, a.joint_dim, (a.mlp_dim, a.mlp_dim), bins.num_logits)
+
+
+def shortened(table: Tensor) -> Tensor:
+    """Embeddings [T, D], at most of length 1: as the networks read them."""
+    norm = table.norm(dim=1, keepdim=True)
+    return torch.where(norm > 1 + NORM_SLACK, table / (norm + NORM_EPS), table)
 
 
 class TDMPC2Networks(nn.Module):
@@ -132,9 +138,7 @@ class TDMPC2Networks(nn.Module):
             return
         used = torch.zeros(len(table), dtype=torch.bool, device=table.device)
         used.index_fill_(0, task.reshape(-1), True)
-        norm = table.norm(dim=1)
-        is_long = used & (norm > 1 + NORM_SLACK)
-        table.copy_(torch.where(is_long[:, None], table / (norm + NORM_EPS)[:, None], table))
+        table.copy_(torch.where(used[:, None], shortened(table), table))
 
     def mask(self, task: Tensor | None) -> Tensor | None:
         """0/1 mask [..., A] of the action components that the tasks use."""

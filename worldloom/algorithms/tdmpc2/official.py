@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 
 import torch
@@ -33,11 +33,15 @@ from worldloom.nn.ensemble import EnsembleMLP
 from worldloom.nn.tensor_files import read_tensors
 
 __all__ = [
+    "META_WORLD_SIZES",
+    "META_WORLD_TASKS",
     "MT30_ACTION_DIMS",
+    "MT30_OBS_DIMS",
     "MT80_ACTION_DIMS",
     "OfficialCheckpoint",
     "from_official_state",
     "load_official",
+    "read_official",
 ]
 
 MT30_ACTION_DIMS = (
@@ -45,10 +49,33 @@ MT30_ACTION_DIMS = (
     *(6, 6, 6, 6, 6, 6, 4, 3, 3, 2, 1),
 )
 """Action components of the 30 DeepMind Control tasks, in the authors' order."""
-MT80_ACTION_DIMS = (*MT30_ACTION_DIMS, *(4,) * 50)
-"""The same followed by the 50 Meta-World tasks."""
+MT30_OBS_DIMS = (
+    *(24, 24, 24, 17, 6, 6, 6, 3, 5, 5, 5, 5, 8, 9, 12, 12, 24, 15, 15),
+    *(24, 24, 17, 17, 17, 17, 15, 8, 8, 8, 3),
+)
+"""Components of their observations."""
+META_WORLD_TASKS = tuple(
+    "assembly basketball button-press-topdown button-press-topdown-wall button-press "
+    "button-press-wall coffee-button coffee-pull coffee-push dial-turn disassemble door-open "
+    "door-close drawer-close drawer-open faucet-open faucet-close hammer handle-press-side "
+    "handle-press handle-pull-side handle-pull lever-pull peg-insert-side peg-unplug-side "
+    "pick-out-of-hole pick-place pick-place-wall plate-slide plate-slide-side plate-slide-back "
+    "plate-slide-back-side push-back push push-wall reach reach-wall shelf-place soccer "
+    "stick-push stick-pull sweep-into sweep window-open window-close bin-picking box-close "
+    "door-lock door-unlock hand-insert".split()
+)
+"""The 50 Meta-World tasks of the set of 80, which follow the 30."""
+META_WORLD_SIZES = (39, 4)
+"""Components of their observations and actions."""
+MT80_ACTION_DIMS = (*MT30_ACTION_DIMS, *(META_WORLD_SIZES[1],) * len(META_WORLD_TASKS))
+"""Action components of the 80 tasks, in the authors' order."""
 
 NON_TENSORS = ("__batch_size", "__device")
+LEFT_OUT: Mapping[str, str] = {
+    "_detach_Qs_params.": "a second copy of the critics",
+    "log_std_": "constants, which are settings here",
+}
+"""Beginning of an entry's name -> why it is left out."""
 PARTS = {
     "_encoder.state": "encoder.state",
     "_dynamics": "dynamics",
@@ -73,10 +100,21 @@ PRE_RELEASE = {
 class OfficialCheckpoint:
     """What a file holds: the model (its ``architecture`` is inferred from the shapes) and the
     target critics.
+
+    Attributes:
+        model: All of its parameters.
+        target: Copies of the critics where the file has none of its own.
+        has_target: True where it has.
+        has_masks: True where the file has action masks; otherwise those of a multi-task model
+            follow from its tasks.
+        skipped: Entries of the file that were left out -> why.
     """
 
     model: TDMPC2Networks
     target: EnsembleMLP
+    has_target: bool = True
+    has_masks: bool = True
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_official(
@@ -99,10 +137,7 @@ def load_official(
     Raises:
         CheckpointError: If the file is missing, truncated, hostile, or not a TD-MPC2 model.
     """
-    content = read_tensors(path)
-    state = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a TD-MPC2 state dict")
+    state = read_official(path)
     try:
         with reading("not a TD-MPC2 model", "its tensors do not fit together"):
             return from_official_state(
@@ -114,6 +149,19 @@ def load_official(
             )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def read_official(path: str | PathLike[str]) -> Mapping[str, object]:
+    """The entries of one of the authors' files, as they are named there.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated or hostile, or holds something else.
+    """
+    content = read_tensors(path)
+    state = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a TD-MPC2 state dict")
+    return state
 
 
 def from_official_state(
@@ -137,7 +185,8 @@ def from_official_state(
         raise CheckpointError(
             f"not a TD-MPC2 model: {error} is missing or has an unusual shape"
         ) from error
-    if architecture.num_tasks > 1 and "action_masks" not in own:
+    has_masks = "action_masks" in own
+    if architecture.num_tasks > 1 and not has_masks:
         own["action_masks"] = _masks(architecture, action_dims)
     with torch.device("meta"):
         model = TDMPC2Networks(architecture)
@@ -147,7 +196,26 @@ def from_official_state(
     }
     _assign(model, own)
     _assign(critics, target or {name: t.clone() for name, t in own_critics.items()})
-    return OfficialCheckpoint(model, critics.requires_grad_(False))
+    return OfficialCheckpoint(
+        model,
+        critics.requires_grad_(False),
+        has_target=bool(target),
+        has_masks=has_masks,
+        skipped=_skipped(state),
+    )
+
+
+def _skipped(state: Mapping[str, object]) -> dict[str, str]:
+    """Every entry that becomes no tensor of the model -> why."""
+    found = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            found[str(name)] = "no tensors"
+            continue
+        why = [text for prefix, text in LEFT_OUT.items() if str(name).startswith(prefix)]
+        if why:
+            found[str(name)] = why[0]
+    return found
 
 
 def _tensors(state: Mapping[str, object]) -> dict[str, Tensor]:
@@ -172,7 +240,7 @@ def _rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _new_name(name: str, is_pre_release: bool) -> str | None:
-    if name.startswith(("_detach_Qs_params.", "log_std_")):
+    if name.startswith(tuple(LEFT_OUT)):
         return None
     if name in ("_task_emb.weight", "_action_masks"):
         return {"_task_emb.weight": "task_emb", "_action_masks": "action_masks"}[name]

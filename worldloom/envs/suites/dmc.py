@@ -37,8 +37,10 @@ def make(config: EnvConfig, *, renders: bool = False) -> RawEnv:
         ConfigurationError: If there is no such task.
     """
     suite = _suite(needs_pictures=bool(config.pixels) or renders)
+    others: Any = importlib.import_module("worldloom.envs.suites.dmc_tasks")
     known = {
-        f"{domain}-{task}".replace("_", "-"): (domain, task) for domain, task in suite.ALL_TASKS
+        f"{domain}-{task}".replace("_", "-"): (domain, task)
+        for domain, task in (*suite.ALL_TASKS, *others.TASKS)
     }
     wanted = config.name.lower().replace("_", "-")
     for short, full in SHORT_NAMES.items():
@@ -51,7 +53,10 @@ def make(config: EnvConfig, *, renders: bool = False) -> RawEnv:
     domain, task = known[wanted]
     camera = config.camera if config.camera is not None else CAMERAS.get(domain, 0)
     size = (config.image_size or DEFAULT_IMAGE_SIZE) if config.pixels else None
-    loaded = suite.load(domain, task, task_kwargs={"random": MODEL_SEED})
+    if (domain, task) in others.TASKS:
+        loaded = others.TASKS[domain, task](MODEL_SEED)
+    else:
+        loaded = suite.load(domain, task, task_kwargs={"random": MODEL_SEED})
     env = DmcEnv(loaded, repeat=config.action_repeat or 1, image_size=size, camera=camera)
     return RawEnv(
         env,
