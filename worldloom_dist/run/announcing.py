@@ -99,6 +99,8 @@ def announce(
     )
     if plan.precision_line:
         logger.info("products %s", plan.precision_line)
+    for line in plan.initial_lines:
+        logger.info("init     %s", line)
     logger.info(
         "workers  %d x %d envs, seed %d, runtime %s",
         plan.num_workers,
