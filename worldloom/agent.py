@@ -23,6 +23,7 @@ from worldloom.core.files import expanded
 from worldloom.core.json_text import parse_json
 from worldloom.distributed import distributed
 from worldloom.hub.fetching import located
+from worldloom.training.one_task import for_task
 from worldloom.training.saved_agents import SavedAgent
 from worldloom.training.trained_policy import TrainedPolicy
 
@@ -111,6 +112,7 @@ class Agent:
         seed: int = 0,
         threads: int = 1,
         trust_env: bool = False,
+        task: str | None = None,
     ) -> Agent:
         """As :func:`load_agent`."""
         path = located(path_or_run, "path_or_run")
@@ -118,8 +120,10 @@ class Agent:
         checked("seed", seed, int, Bounds(0, MOST_SEED))
         checked("threads", threads, int, Bounds(1, 1024))
         checked("trust_env", trust_env, bool)
+        checked("task", task, str | None)
         saved = SavedAgent.read(path)
         saved.check_code(trust_env=trust_env)
+        saved = for_task(saved, task)
         made = cls.__new__(cls)
         made._words = []
         made._policy = TrainedPolicy(
@@ -238,6 +242,7 @@ def load_agent(
     seed: int = 0,
     threads: int = 1,
     trust_env: bool = False,
+    task: str | None = None,
 ) -> Agent:
     """A trained agent that acts, with the weights as the run's own evaluations had them.
 
@@ -252,7 +257,9 @@ def load_agent(
         threads: Torch threads while it acts.
         trust_env: Run the code of an agent, or of an env, that is a Python module, also where
             the folder was made elsewhere. An env's runs only where an earlier version wrote the
-            checkpoint.
+            checkpoint, or the agent has several tasks.
+        task: Of an agent of several tasks, the name of the one in which it acts; the task's env is
+            built once, to see its spaces.
 
     Raises:
         UntrustedEnvError: If that code would run, and was not agreed to.
@@ -273,6 +280,7 @@ def load_agent(
         seed=seed,
         threads=threads,
         trust_env=trust_env,
+        task=task,
     )
 
 

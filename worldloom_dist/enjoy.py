@@ -26,6 +26,7 @@ from worldloom.core.fields import Bounds, checked
 from worldloom.core.program import called, interruptible
 from worldloom.envs.consent import with_consent
 from worldloom.envs.factory import make_env
+from worldloom.training.one_task import chosen_task
 from worldloom_dist.actors.videos import picture_of
 from worldloom_dist.evaluate import evaluate, load_policy
 from worldloom_dist.run.cli import read_config
@@ -48,6 +49,7 @@ def play(
     checkpoint: str = "newest",
     episodes: int = 3,
     env: str | None = None,
+    task: str | None = None,
     trust_env: bool = False,
 ) -> list[float]:
     """Play episodes and show every picture.
@@ -58,6 +60,7 @@ def play(
             closed.
         checkpoint: ``newest``, ``best``, or a folder's name.
         episodes: How many.
+        task: Of a run of several tasks, the name of the one to watch.
         env, trust_env: As in :func:`worldloom_dist.evaluate.evaluate`.
 
     Returns:
@@ -66,8 +69,10 @@ def play(
     Raises:
         ConfigurationError, CheckpointError: If there is no run, or no checkpoint of that name.
     """
+    chosen = watched(run_dir, task)
     config, policy = load_policy(run_dir, checkpoint=checkpoint, env=env, trust_env=trust_env)
-    stage = make_env(config, seed=0, renders=True)
+    cycles = [[list(config.tasks).index(name)] for name in chosen] or None
+    stage = make_env(config, seed=0, renders=True, cycles=cycles)
     returns: list[float] = []
     try:
         row = stage.reset()
@@ -91,6 +96,17 @@ def play(
     finally:
         stage.close()
     return returns
+
+
+def watched(run_dir: Path, task: str | None) -> list[str]:
+    """The task of a run of several that is to be watched; empty for a run of one.
+
+    Raises:
+        ConfigurationError: If none was chosen, or the run has none of that name.
+    """
+    config = read_config(run_dir).env
+    found = chosen_task(task, list(config.tasks), run_dir, config.env)
+    return [] if found is None else [found]
 
 
 def _window() -> contextlib.AbstractContextManager[Show]:
@@ -169,6 +185,9 @@ def main(words: Sequence[str] | None = None) -> int:
         "--video", action="store_true", help="write videos to the run folder, screen or not"
     )
     parser.add_argument(
+        "--task", default=None, help="of a run of several tasks: which one to watch"
+    )
+    parser.add_argument(
         "--env", default=None, help="where to play, for a run that was trained from files only"
     )
     parser.add_argument(
@@ -187,14 +206,18 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         checked("episodes", options.episodes, int, Bounds(1))
         run_dir = options.run_dir or newest_run()
-        read_config(run_dir)  # before anything is said of what will be written
+        tasks = watched(run_dir, options.task)  # before anything is said of what will be written
         if reason:
             word = "video" if options.episodes == 1 else f"{options.episodes} videos"
             sys.stderr.write(f"{reason}: writing {word} to {run_dir / 'videos'}\n")
             with stdout_to_stderr():
                 result = with_consent(
                     lambda trust_env: evaluate(
-                        run_dir, videos=options.episodes, trust_env=trust_env, **chosen
+                        run_dir,
+                        videos=options.episodes,
+                        tasks=tasks,
+                        trust_env=trust_env,
+                        **chosen,
                     ),
                     trust_env=options.trust_env,
                 )
@@ -203,7 +226,9 @@ def main(words: Sequence[str] | None = None) -> int:
         else:
             with stdout_to_stderr(), _window() as show:
                 returns = with_consent(
-                    lambda trust_env: play(run_dir, show, trust_env=trust_env, **chosen),
+                    lambda trust_env: play(
+                        run_dir, show, task=options.task, trust_env=trust_env, **chosen
+                    ),
                     trust_env=options.trust_env,
                 )
             lines = []

@@ -140,6 +140,7 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
 
     folder, is_resumed = choose_folder(config)
     precision_line = ""
+    initial_lines: tuple[str, ...] = ()
     if is_resumed:
         RunFolder(folder).check_readable()
         config = keep_precision(config, read_config(folder))
@@ -152,7 +153,7 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
         check_checkpoints(plan, folder)
     else:
         check_new_store(plan, folder)
-        check_initial(plan)
+        initial_lines = check_initial(plan)
     port = choose_port(config)
     check_watching(config)
     # a remote cluster may have what this machine lacks
@@ -160,7 +161,7 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
         check_device("learner.device", config.learner.device)
     check_address(config)
     check_gateways(plan)
-    plan = dataclasses.replace(plan, precision_line=precision_line)
+    plan = dataclasses.replace(plan, precision_line=precision_line, initial_lines=initial_lines)
     return plan, folder, is_resumed, port
 
 

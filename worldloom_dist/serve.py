@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from worldloom.algorithms.registry import outside_module
+from worldloom.algorithms.registry import agent_spec, one_task_config, outside_module
 from worldloom.core.exceptions import (
     CheckpointError,
     ConfigurationError,
@@ -32,9 +32,11 @@ from worldloom.core.loopback import address_text, usable_loopback
 from worldloom.core.program import called
 from worldloom.core.protocol import Policy
 from worldloom.core.sequence import PolicyVersion
+from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.consent import check_env_code, with_consent
-from worldloom.envs.tasks import check_one_task
+from worldloom.envs.factory import env_spec
+from worldloom.training.one_task import agent_of_task, chosen_task, task_env
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.batching import Batcher
 from worldloom_dist.actors.inference import InferenceServer
@@ -75,6 +77,7 @@ class Served:
         follow: Take up newer checkpoints as the run writes them.
         device: Where the policy acts.
         env: For a run without an env: which env its data is from.
+        task: Of a run of several tasks, the name of the one that is served.
         trust_env: As in :func:`worldloom_dist.evaluate.evaluate`.
         gateway: Address, TLS, token and lease.
     """
@@ -86,6 +89,7 @@ class Served:
     follow: bool = False
     device: str = "cpu"
     env: str | None = None
+    task: str | None = None
     trust_env: bool = False
     gateway: GatewayConfig = dataclasses.field(default_factory=GatewayConfig)
 
@@ -116,10 +120,20 @@ class Served:
 
 
 class _CheckpointWeights:
-    """A checkpoint as a source of weights; used by one thread."""
+    """A checkpoint as a source of weights; used by one thread.
 
-    def __init__(self, plan: Plan, store: CheckpointStore, served: Served) -> None:
+    Args:
+        plan: What wrote it.
+        alone: Its env, where one of several tasks is served.
+        store, served: Where it lies, and which one it is.
+    """
+
+    def __init__(
+        self, plan: Plan, alone: EnvSpec | None, store: CheckpointStore, served: Served
+    ) -> None:
         self._plan = plan
+        self._alone = alone
+        self._task = served.task
         self._store = store
         self._name = served.checkpoint
         self._device = served.device
@@ -150,6 +164,12 @@ class _CheckpointWeights:
         current = self._current()
         folder = find_checkpoint(self._store, self._name)
         agent, train_steps = restore_agent(self._plan, folder, device=self._device)
+        if self._alone is not None:
+            (task,) = (one for one in self._plan.env_spec.tasks if one.name == self._task)
+            state = agent.state_dict()
+            _, agent = agent_of_task(
+                self._plan.agent, state, self._plan.env_spec, task, self._alone
+            )
         weights = as_published(agent, self._plan.config.learner.weights_dtype)
         self._count += 1
         self._snapshot = dataclasses.replace(
@@ -233,13 +253,16 @@ def _prepare(served: Served) -> tuple[Plan, GatewayServer, Batcher, _ServedPolic
     config = dataclasses.replace(
         without_replay(config), gateway=served.gateway, gateways=1, gateway_port=None
     )
-    plan = resolve(config)
-    check_one_task(plan.env_spec, "serve")
+    known = list(config.env.tasks)
+    task = chosen_task(served.task, known, served.run_dir, config.env.env)
+    trained = resolve(config)
+    plan = trained if task is None else _plan_of_task(trained, task)
     check_specs(plan.env_spec)
     plan = dataclasses.replace(
         plan, run_id=str(RunFolder(served.run_dir).read_json("config.json").get("run_id", ""))
     )
-    weights = _CheckpointWeights(plan, build_store(plan, served.run_dir), served)
+    alone = None if task is None else plan.env_spec
+    weights = _CheckpointWeights(trained, alone, build_store(trained, served.run_dir), served)
     policy = _build_policy(plan, weights, served)
     actors = plan.config.actors
     batcher = Batcher(actors.max_batch, actors.max_wait_ms / 1000)
@@ -260,6 +283,24 @@ def _prepare(served: Served) -> tuple[Plan, GatewayServer, Batcher, _ServedPolic
         policy.begins_again = not gateway.num_sessions
 
     return plan, GatewayServer(gateway, access), batcher, policy
+
+
+def _plan_of_task(plan: Plan, name: str) -> Plan:
+    """The plan of a run that had one of its tasks alone."""
+    (task,) = (one for one in plan.env_spec.tasks if one.name == name)
+    env = task_env(task)
+    own = env_spec(env)
+    agent = one_task_config(plan.agent, plan.env_spec)
+    spec = agent_spec(agent, own)
+    return dataclasses.replace(
+        plan,
+        config=dataclasses.replace(plan.config, env=env),
+        env=env,
+        env_spec=own,
+        agent=agent,
+        spec=spec,
+        columns=own.columns(spec.extras),
+    )
 
 
 def _build_policy(plan: Plan, weights: _CheckpointWeights, served: Served) -> _ServedPolicy:
@@ -306,6 +347,7 @@ def main(words: Sequence[str] | None = None) -> int:
         follow=options.follow,
         device=options.device,
         env=options.env,
+        task=options.task,
         gateway=GatewayConfig(
             host=usable_loopback(options.host),
             tls_cert=options.tls_cert,
@@ -347,6 +389,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--follow", action="store_true", help="take up newer checkpoints as the run writes them")
     add("--device", default="cpu", help="where the policy acts (cpu)")
     add("--env", default=None, help="which env, for a run that was trained from files only")
+    add("--task", default=None, help="of a run of several tasks: which one is served")
     add("--trust-env", action="store_true", help="run env code of a folder made elsewhere")
     add("--host", default="127.0.0.1", help="another than the loopback needs TLS and a token")
     add("--tls-cert", default=None, help="file with the certificate chain, PEM")

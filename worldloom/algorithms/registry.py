@@ -219,14 +219,22 @@ def begins_with_others(config: AgentConfig) -> bool:
         return False
 
 
-def fit_state(config: AgentConfig, trained: TrainedState, agent: Agent) -> InitialState:
+def fit_state(
+    config: AgentConfig, trained: TrainedState, agent: Agent, *, task: str | None = None
+) -> InitialState:
     """The state of an untrained agent that begins with what one of other tasks learned.
+
+    Args:
+        config: Of the agent.
+        trained: What was learned.
+        agent: Untrained.
+        task: Name of the one that is kept of several; by default the one with the agent's env.
 
     Raises:
         ConfigurationError: If it cannot; says how it could.
         CheckpointError: If the state is damaged.
     """
-    found: InitialState = _initial_module(config).fit_state(trained, agent)
+    found: InitialState = _initial_module(config).fit_state(trained, agent, task=task)
     return found
 
 

@@ -57,6 +57,9 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="run env code of a folder that was made elsewhere, without being asked",
     )
+    parser.add_argument(
+        "--task", default=None, help="of an agent of several tasks: in which one the policy acts"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is compared (default: 0)")
     parser.set_defaults(run=run)
 
@@ -81,6 +84,7 @@ def run(options: argparse.Namespace) -> None:
             decisions=options.decisions,
             observations=options.observations,
             seed=options.seed,
+            task=options.task,
             trust_env=trust_env,
         ),
         trust_env=options.trust_env,

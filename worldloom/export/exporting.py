@@ -46,6 +46,7 @@ from worldloom.export.recording import (
     steps_per_second,
 )
 from worldloom.hub.fetching import located
+from worldloom.training.one_task import for_task
 from worldloom.training.saved_agents import SavedAgent
 
 __all__ = ["FILES", "Exported", "Format", "Precision", "export_policy"]
@@ -93,6 +94,7 @@ def export_policy(
     observations: Literal["env", "random"] = "env",
     seed: int = 0,
     trust_env: bool = False,
+    task: str | None = None,
 ) -> Exported:
     """Write a trained policy for other runtimes, and compare it with the agent.
 
@@ -112,6 +114,7 @@ def export_policy(
         seed: Of episodes and draws.
         trust_env: Let the agent play in the env, if that is a Python module, also where the agent
             was made elsewhere.
+        task: Of an agent of several tasks, the name of the one in which the policy acts.
 
     Raises:
         ConfigurationError: If a setting is wrong, the agent cannot be exported, or the file decides
@@ -126,16 +129,18 @@ def export_policy(
     checked("observations", observations, Literal["env", "random"])
     checked("decisions", decisions, int, Bounds(1))
     checked("seed", seed, int, NOT_NEGATIVE)
+    checked("task", task, str | None)
     _check_options(format, precision, planner=planner, samples=samples)
     _check_folder(place)
     if format == "onnx":
         tracing.needs_onnx()
     saved = SavedAgent.read(located(path_or_run, "path_or_run"))
     saved.check_code(trust_env=trust_env)
+    if observations == "env" and format != "safetensors":
+        check_env_code(saved.path, saved.env.played, saved.agent_module, trust_env=trust_env)
+    saved = for_task(saved, task)
     if format == "safetensors":
         return _weights_alone(saved, place)
-    if observations == "env":
-        check_env_code(saved.path, saved.env.played, saved.agent_module, trust_env=trust_env)
     saved = _configured(saved, samples)
     name = str(saved.agent["name"])
     policy, step = make_step(name, saved.build(device="cpu", seed=seed), planner=planner)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError
-from worldloom.core.specs import ArraySpec
+from worldloom.core.specs import TASK, ArraySpec
+from worldloom.training.one_task import for_task
 from worldloom.training.saved_agents import SavedAgent
 
 __all__ = ["EnvBatch", "TrainedPolicy", "obs_reader", "torch_threads"]
@@ -115,7 +116,9 @@ class TrainedPolicy:
 
     def save(self, folder: Path) -> Path:
         """As :meth:`SavedAgent.save`, read again from where it lies."""
-        return SavedAgent.read(self.saved.path).save(folder)
+        again = SavedAgent.read(self.saved.path)
+        task = self.saved.origin.get(TASK) if again.env.tasks else None
+        return for_task(again, task).save(folder)
 
 
 class EnvBatch:

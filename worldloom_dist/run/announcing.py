@@ -101,6 +101,8 @@ def announce(
         logger.info("offline  %s updates before the first env step", f"{config.offline_steps:,}")
     if plan.precision_line:
         logger.info("products %s", plan.precision_line)
+    for line in plan.initial_lines:
+        logger.info("init     %s", line)
     logger.info(
         "workers  %d x %d envs, seed %d, runtime %s",
         plan.num_workers,

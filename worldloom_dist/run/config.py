@@ -288,7 +288,7 @@ class RunConfig:
     run_dir: Path | None = None
     """Run folder (default: runs/NAME-NNNN, a new one)."""
     init_from: str | None = None
-    """Begin with a trained agent: a run, a checkpoint, a saved agent, or hf://USER/NAME."""
+    """Begin with a trained agent: a run, a checkpoint, a saved agent, hf://USER/NAME, or a file."""
     if_exists: Literal["error", "resume"] = "error"
     """What to do when the run folder holds a run."""
     resume: Path | None = None
@@ -447,7 +447,6 @@ class RunConfig:
             "gateway_port": self.gateway_port is not None,
             "replay.load": bool(self.replay.load),
             "replay.held_out": bool(self.replay.held_out),
-            "init_from": self.init_from is not None,
         }
         return [
             f"{name} is for one task, and --env names {len(self.env.tasks)}; leave it out"

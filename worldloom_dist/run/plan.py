@@ -101,6 +101,7 @@ class Plan:
         needs_main_thread: Why the env cannot live in a thread of a role (then it has a process of
             its own); empty when it can.
         precision_line: What was measured of the precision, for people; empty where nothing was.
+        initial_lines: What the agent begins with of another one, for people.
     """
 
     config: RunConfig
@@ -117,6 +118,7 @@ class Plan:
     standby: tuple[bool, str] = (False, "")
     needs_main_thread: str = ""
     precision_line: str = ""
+    initial_lines: tuple[str, ...] = ()
 
     @property
     def is_lockstep(self) -> bool:

@@ -38,8 +38,12 @@ class Fit:
     folded: int | None = None
 
 
-def fit_inputs(theirs: EnvSpec, ours: EnvSpec) -> Fit:
+def fit_inputs(theirs: EnvSpec, ours: EnvSpec, task: str | None = None) -> Fit:
     """How the inputs of an agent in ``ours`` lie in those of one in ``theirs``.
+
+    Args:
+        theirs, ours: Several tasks, or one.
+        task: Name of the one that is kept of several; by default the one with our env.
 
     Raises:
         ConfigurationError: If the two have no task in common, or a task has other spaces.
@@ -61,11 +65,11 @@ def fit_inputs(theirs: EnvSpec, ours: EnvSpec) -> Fit:
     own_action = [(key, spec.size) for key, spec in ours.action.items()]
     folded = None
     if theirs.tasks:
-        folded = _find(ours.name, "", theirs)
+        names = [one.name for one in theirs.tasks]
+        folded = names.index(task) if task in names else _find(ours.name, "", theirs)
         if folded is None:
             raise ConfigurationError(_not_among(ours.name, theirs))
-        task = theirs.tasks[folded]
-        obs, action = task.obs, task.action
+        obs, action = theirs.tasks[folded].obs, theirs.tasks[folded].action
     else:
         obs = tuple((key, spec.size) for key, spec in theirs.obs.items() if not spec.is_image)
         action = tuple((key, spec.size) for key, spec in theirs.action.items())

@@ -45,12 +45,15 @@ OF_IMAGES = ("num_channels",)
 NOT_OF_WEIGHTS = ("dropout",)
 
 
-def fit_state(trained: TrainedState, agent: TDMPC2Agent) -> InitialState:
+def fit_state(
+    trained: TrainedState, agent: TDMPC2Agent, *, task: str | None = None
+) -> InitialState:
     """The state of an agent that begins with what another one learned.
 
     Args:
         trained: What was learned; several tasks, or one.
         agent: Untrained; it learns some of those tasks, or one of them alone.
+        task: Name of the one that is kept of several; by default the one with the agent's env.
 
     Raises:
         ConfigurationError: If its networks have other sizes, or it has none of the tasks.
@@ -58,7 +61,7 @@ def fit_state(trained: TrainedState, agent: TDMPC2Agent) -> InitialState:
     """
     ours = agent.env
     _check_sizes(trained, agent)
-    fit = fit_inputs(trained.env, ours)
+    fit = fit_inputs(trained.env, ours, task)
     own = agent.state_dict()
     try:
         theirs = _flat(trained.state)
