@@ -40,7 +40,7 @@ Draws = Sequence[tuple[int, np.random.Generator]]
 """How many, and with which generator, one or several times; all of them are looked up together."""
 FANOUT = 64
 SOURCES = {"policy": 1, "human": 2, "safety": 3, "script": 4, "file": 5}
-"""Who chose the action of a row; ``file``: whoever recorded it, elsewhere."""
+"""Who chose the action of a row; ``file``: it was recorded elsewhere."""
 FILE = SOURCES["file"]
 POLICY = 1
 """:data:`SOURCES` of rows of which nothing else is said."""
