@@ -418,6 +418,13 @@ class RunConfig:
                 f"offline_steps: {self.offline_steps} updates before the first env step need rows "
                 "from files; name them with --replay.load FILE.npz, or leave the flag out",
             ]
+        if self.gateway_port is not None:
+            return [
+                *found,
+                "offline_steps: clients of a gateway act whenever they ask, so "
+                f"{self.offline_steps} updates cannot come before; train with --env none first, "
+                "and begin with that by --init-from",
+            ]
         return found
 
     def _share_problems(self) -> list[str]:

@@ -121,6 +121,7 @@ def test_what_the_offline_updates_came_to_is_evaluated_before_the_run_goes_on(tm
     [
         ({}, "need rows from files; name them with --replay.load"),
         ({"env": EnvConfig(env="none")}, "all updates are offline, got 10; say how"),
+        ({"gateway_port": 7000}, "act whenever they ask, so 10 updates cannot come before; train"),
     ],
 )
 def test_offline_updates_without_data_or_without_an_env_are_refused(change, sentence):
