@@ -44,7 +44,7 @@ HOP = TaskSpec(
     name="hop", env="dmc:hopper-hop", obs=(("obs", 7),), action=(("action", 3),), episode_limit=100
 )
 SEVERAL = tasks_env(SPIN, WALK, HOP)
-ALONE = EnvSpec(
+SINGLE = EnvSpec(
     name="dmc:walker-walk",
     obs={
         "height": ArraySpec(()),
@@ -119,7 +119,7 @@ def networks(
 
 @torch.no_grad()
 def test_one_task_of_several_computes_what_they_computed(several: TDMPC2Agent) -> None:
-    alone, found = begun(learned(several), ALONE)
+    alone, found = begun(learned(several), SINGLE)
     row = torch.zeros(1, 7)
     row[0, :5] = torch.from_numpy(SPEAKS)
     keys = split_keys(torch.from_numpy(SPEAKS)[None])
@@ -139,7 +139,7 @@ def test_one_task_of_several_computes_what_they_computed(several: TDMPC2Agent) -
 
 @torch.no_grad()
 def test_one_task_of_several_plans_as_they_planned(several: TDMPC2Agent) -> None:
-    alone, _ = begun(learned(several), ALONE)
+    alone, _ = begun(learned(several), SINGLE)
     row = torch.zeros(1, 7)
     row[0, :5] = torch.from_numpy(SPEAKS)
     index = torch.tensor([1])
@@ -221,7 +221,7 @@ def test_every_entry_is_either_loaded_or_left_out_with_a_reason(several: TDMPC2A
     windows.obs[TASK][:] = 0  # type: ignore[index]
     several.train_step(windows)
     trained = learned(several)
-    _, found = begun(trained, ALONE)
+    _, found = begun(trained, SINGLE)
     state = trained.state
     names = {
         *state["model"],
@@ -242,10 +242,10 @@ def test_every_entry_is_either_loaded_or_left_out_with_a_reason(several: TDMPC2A
 def test_what_cannot_begin_is_refused_in_one_sentence(several: TDMPC2Agent) -> None:
     trained = learned(several)
     single = TrainedState(
-        state=agent_in(ALONE).state_dict(), env=ALONE, config=agent_in(ALONE).config
+        state=agent_in(SINGLE).state_dict(), env=SINGLE, config=agent_in(SINGLE).config
     )
     elsewhere = EnvSpec(
-        name="dmc:walker-wlak", obs=ALONE.obs, action=ALONE.action, episode_limit=100
+        name="dmc:walker-wlak", obs=SINGLE.obs, action=SINGLE.action, episode_limit=100
     )
     wide = TaskSpec(name="walk", env=WALK.env, obs=(("obs", 6),), action=WALK.action)
     cases = [
@@ -254,11 +254,11 @@ def test_what_cannot_begin_is_refused_in_one_sentence(several: TDMPC2Agent) -> N
         (trained, tasks_env(wide, SPIN), {}, "its task 'walk' has 5 observations, and .* has 6"),
         (
             trained,
-            ALONE,
+            SINGLE,
             {"latent_dim": 32},
             "latent_dim is 16 there and 32 here; add --agent.latent-dim 16",
         ),
-        (trained, ALONE, {"simnorm_dim": 4}, "simnorm_dim is 8 there and 4 here"),
+        (trained, SINGLE, {"simnorm_dim": 4}, "simnorm_dim is 8 there and 4 here"),
     ]
     for given, env, changes, message in cases:
         with pytest.raises(ConfigurationError, match=message):
@@ -269,7 +269,7 @@ def test_what_cannot_begin_is_refused_in_one_sentence(several: TDMPC2Agent) -> N
         config=several.config,
     )
     with pytest.raises(CheckpointError, match="does not fit together"):
-        begun(damaged, ALONE)
+        begun(damaged, SINGLE)
 
 
 def golden_config(**changes: Any) -> Any:
@@ -400,7 +400,7 @@ def test_a_file_without_targets_and_of_unknown_tasks_says_so(tmp_path: Path) -> 
     for name, value in found.state["target"].items():
         assert torch.equal(value, found.state["model"][f"critics.{name}"])
     with pytest.raises(ConfigurationError, match=r"has 2 tasks .* does not say"):
-        read_foreign(config, path, ALONE)
+        read_foreign(config, path, SINGLE)
     with pytest.raises(ConfigurationError, match="has 3 observations, and task 'walk' has 5"):
         read_foreign(config, path, tasks_env(WALK, SPIN))
     for message, content in (
