@@ -324,6 +324,9 @@ class Evaluator(Protocol):
         beside it.
         """
 
+    def check_model(self) -> dict[str, Any]:
+        """What the newest checkpoint's model says of the episodes of the last evaluation."""
+
     def ping(self) -> dict[str, Any]:
         """See :class:`Process`."""
 

@@ -14,6 +14,7 @@ from worldloom.evaluation.trust import Probes
 from worldloom_dist.evaluate import evaluate
 from worldloom_dist.metrics.evaluation import eval_metrics, eval_warnings
 from worldloom_dist.page.state import RunState
+from worldloom_dist.run import model_check as module
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.model_check import check_checkpoint, check_model
 from worldloom_dist.run.plan import resolve
@@ -87,6 +88,15 @@ def test_a_model_that_fails_harms_no_evaluation(
         finally:
             for file in (run / "checkpoints").glob("*/tree.away"):
                 file.rename(file.with_suffix(".json"))
+
+
+def test_a_checkpoint_for_which_there_is_no_memory_is_left_alone(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "memory_left", lambda: 1000)
+    with caplog.at_level(logging.WARNING):
+        assert check_checkpoint(resolve(parse(["--resume", str(run)])), run, probes_of(run)) == {}
+    assert "--eval-model False asks for none" in caplog.text
 
 
 def test_predictions_that_are_none_are_a_warning() -> None:

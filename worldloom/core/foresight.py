@@ -23,7 +23,9 @@ class Foresight:
 
     Attributes:
         latent: ``[B, K, L]`` imagined, and as the model has it when it sees those rows.
-        obs: Per key ``[B, K, F]`` decoded and seen; empty for a model that reconstructs nothing.
+        obs: Per key of numbers ``[B, K, F]`` decoded and seen, each number in a unit of its own;
+            empty for a model that reconstructs nothing.
+        pixels: Per image likewise, all of one unit.
         reward: ``[B, K]`` expected on arrival at the imagined rows.
         goes_on: ``[B, K]`` probability that an episode goes on there; None without such a head.
         value: ``[B, W + K]`` expected sum of discounted rewards after every row, all rows seen.
@@ -35,6 +37,7 @@ class Foresight:
 
     latent: Pair
     obs: Mapping[str, Pair] = field(default_factory=dict)
+    pixels: Mapping[str, Pair] = field(default_factory=dict)
     reward: np.ndarray
     goes_on: np.ndarray | None = None
     value: np.ndarray

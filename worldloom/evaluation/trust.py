@@ -77,9 +77,10 @@ def model_facts(agent: Any, probes: Probes, actions: Mapping[str, ArraySpec]) ->
         return {}
     ahead = agent.predict_ahead(probes.batch, SEEN_ROWS)
     came = probes.batch.reward[:, SEEN_ROWS:]
-    numbers = {key for key, value in probes.batch.obs.items() if value.dtype != np.uint8}
+    numbers = [_scaled(pair, each=True) for pair in ahead.obs.values()]
+    pixels = [_scaled(pair, each=False) for pair in ahead.pixels.values()]
     error = {
-        "obs": _errors([_scaled(pair, each=key in numbers) for key, pair in ahead.obs.items()]),
+        "obs": _errors([*numbers, *pixels]),
         "latent": _errors([_scaled(ahead.latent, each=False)]),
         "reward": _errors([_scaled((ahead.reward[..., None], came[..., None]), each=True)]),
     }

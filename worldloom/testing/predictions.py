@@ -34,7 +34,9 @@ def check_predictions(agent: PredictsAhead, env: EnvSpec) -> None:
     expect(isinstance(found, Foresight), "predict_ahead", "a Foresight", type(found).__name__)
     check_same("state after predict_ahead", before, agent.state_dict())  # type: ignore[attr-defined]
     lead = (WINDOWS, AHEAD)
-    pairs = {"latent": found.latent} | {f"obs[{key!r}]": pair for key, pair in found.obs.items()}
+    pairs = {"latent": found.latent}
+    pairs |= {f"obs[{key!r}]": pair for key, pair in found.obs.items()}
+    pairs |= {f"pixels[{key!r}]": pair for key, pair in found.pixels.items()}
     for name, (predicted, seen) in pairs.items():
         expect(predicted.shape[:2] == lead, f"{name} of Foresight", lead, predicted.shape[:2])
         expect(seen.shape == predicted.shape, f"{name} seen", predicted.shape, seen.shape)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.error_text import first_line
+from worldloom.core.memory import memory_left
 from worldloom.core.protocol import Agent
 from worldloom.evaluation.trust import Probes, model_facts
 from worldloom_dist.run.builders import build_store, restore_agent
@@ -16,6 +17,9 @@ from worldloom_dist.run.plan import Plan
 __all__ = ["check_checkpoint", "check_model"]
 
 logger = logging.getLogger(__name__)
+
+COPIES = 3
+"""Of a checkpoint's bytes: as read, as the agent, and what the look at it takes."""
 
 AllProbes = Mapping[str, Probes | None] | Probes | None
 """Of an evaluation; of one of several tasks those of each."""
@@ -44,6 +48,22 @@ def check_model(plan: Plan, agent: Agent, probes: AllProbes) -> dict[str, Any]:
     return {"model": facts} if facts else {}
 
 
+def _has_room(checkpoint: Path) -> bool:
+    """Whether the agent of a checkpoint fits into the memory that is left, beside what was read of
+    it.
+    """
+    wanted = COPIES * sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
+    left = memory_left()
+    if wanted > left:
+        logger.warning(
+            "the model is not held against evaluations: that takes %.1f GB, and %.1f GB of memory "
+            "are left; --eval-model False asks for none",
+            wanted / 1e9,
+            left / 1e9,
+        )
+    return wanted <= left
+
+
 def check_checkpoint(plan: Plan, folder: Path, probes: AllProbes) -> dict[str, Any]:
     """The same with the agent of a run's newest checkpoint, whose ``train_steps`` the facts name;
     on the CPU, because the accelerator is the learner's.
@@ -52,7 +72,7 @@ def check_checkpoint(plan: Plan, folder: Path, probes: AllProbes) -> dict[str, A
         return {}
     try:
         newest = build_store(plan, folder).newest()
-        if newest is None:
+        if newest is None or not _has_room(newest[0]):
             return {}
         agent, train_steps = restore_agent(plan, newest[0])
     except Exception as error:  # it may be deleted meanwhile

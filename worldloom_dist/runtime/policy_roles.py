@@ -162,7 +162,6 @@ class EvaluatorRole:
         env_steps = env_steps if is_last else max(env_steps, self._env_steps_now())
         result = self.evaluator.evaluate()
         found = {"env_steps": env_steps, **result.to_dict(), "version": tuple(result.version)}
-        found |= check_checkpoint(self._plan, self._folder, self.evaluator.probes)
         if not self._plan.config.eval_videos:
             return found
         label = f"eval-{env_steps:09d}"
@@ -174,6 +173,13 @@ class EvaluatorRole:
             self.evaluator.video_names,
         )
         return {**found, **saved.to_dict()}
+
+    def check_model(self) -> dict[str, Any]:
+        """See :func:`worldloom_dist.run.model_check.check_checkpoint`; a call of its own, so that
+        it can cost no evaluation.
+        """
+        probes = None if self.evaluator is None else self.evaluator.probes
+        return check_checkpoint(self._plan, self._folder, probes)
 
     def _env_steps_now(self) -> int:
         """Env steps of the run; 0 when the coordinator does not say."""

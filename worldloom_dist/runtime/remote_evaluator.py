@@ -7,6 +7,7 @@ the run.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +25,11 @@ from worldloom_dist.runtime.supervisor import Supervisor
 
 __all__ = ["RemoteEvaluator"]
 
+logger = logging.getLogger(__name__)
+
 POLL_S = 0.25
+MODEL_S = 300.0
+"""How long the look at a model may take, behind an evaluation."""
 
 
 class RemoteEvaluator:
@@ -40,6 +45,8 @@ class RemoteEvaluator:
     def __init__(self, plan: Plan, supervisor: Supervisor, asked_at: int = 0) -> None:
         self._supervisor = supervisor
         self.most_s = plan.config.eval_timeout_s + GRACE_S
+        self._checks_model = plan.config.eval_model
+        self._found: dict[str, Any] | None = None
         self._open: Any = None
         self._began = 0.0
         self._noted: Any = None
@@ -68,10 +75,12 @@ class RemoteEvaluator:
             EvaluationFailedError: In place of a result; also when the evaluator did not answer in
                 time and is replaced.
         """
-        reference = self._open
-        ready, _ = ray.wait([reference], timeout=0.0)
+        if self._found is not None:
+            return self._with_model(self._found)
+        ready, _ = ray.wait([self._open], timeout=0.0)
         if not ready and time.monotonic() - self._began < self.most_s:
             return None
+        reference = self._open
         self._open = None
         if not ready:
             ray.kill(self._supervisor.roles["evaluator-0"].handle)
@@ -79,9 +88,36 @@ class RemoteEvaluator:
                 f"its evaluator did not answer for {self.most_s:.0f} s and is replaced"
             )
         try:
-            return {"env_steps": self.asked_at, **ray.get(reference)}
+            found = {"env_steps": self.asked_at, **ray.get(reference)}
         except RayError as error:
             raise EvaluationFailedError(last_line(error)) from error
+        role = self._supervisor.roles["evaluator-0"]
+        if not self._checks_model or role.handle is None:
+            return found
+        self._found = found
+        self._open = submit(role.handle, Evaluator.check_model)
+        self._began = time.monotonic()
+        return None
+
+    def _with_model(self, found: dict[str, Any]) -> Mapping[str, Any] | None:
+        """An evaluation and what the model said of it, once it is said; without it, when that
+        fails or takes too long.
+        """
+        ready, _ = ray.wait([self._open], timeout=0.0)
+        if not ready and time.monotonic() - self._began < MODEL_S:
+            return None
+        reference = self._open
+        self._open = self._found = None
+        if not ready:
+            logger.warning("the model was not held against the evaluation within %.0f s", MODEL_S)
+            ray.kill(self._supervisor.roles["evaluator-0"].handle)
+            return found
+        try:
+            said: dict[str, Any] = ray.get(reference)
+            return found | said
+        except RayError as error:
+            logger.warning("the model was not held against the evaluation: %s", last_line(error))
+            return found
 
     def wait(self) -> None:
         """Look after the roles for a moment."""

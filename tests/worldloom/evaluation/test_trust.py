@@ -157,6 +157,8 @@ def test_numbers_of_a_latent_have_one_unit() -> None:
     assert facts["error"]["latent"]["1"] == pytest.approx(1e-4 / seen.var((0, 1)).sum())
     facts = model_facts(Model(given, obs={"obs": (wrong, seen)}), given, BOX)
     assert facts["error"]["obs"]["1"] == pytest.approx(1e-4 / seen.var((0, 1))[1] / 2)
+    facts = model_facts(Model(given, obs={}, pixels={"image": (wrong, seen)}), given, BOX)
+    assert facts["error"]["obs"]["1"] == pytest.approx(1e-4 / seen.var((0, 1)).sum())
 
 
 def test_what_never_changes_is_not_judged() -> None:

@@ -24,9 +24,9 @@ from worldloom_dist.runtime import remote_evaluator as module
 from worldloom_dist.runtime.policy_roles import EvaluatorRole
 from worldloom_dist.runtime.remote_evaluator import RemoteEvaluator
 
-PLAN = resolve(
-    parse(["--preset", "debug", "--runtime", "ray", "--eval-every", "100", "--eval-videos", "1"])
-)
+WORDS = ["--preset", "debug", "--runtime", "ray", "--eval-every", "100", "--eval-videos", "1"]
+PLAN = resolve(parse([*WORDS, "--eval-model", "False"]))
+WITH_MODEL = resolve(parse(WORDS))
 RESULT = {
     "return_mean": 2.0,
     "return_std": 0.0,
@@ -54,6 +54,7 @@ class Evaluator(Actor):
     def __init__(self, *results: Any) -> None:
         super().__init__()
         self.results = list(results)
+        self.says: Any = {"model": {"windows": 4}}
         self.asked = []
 
     @property
@@ -63,6 +64,10 @@ class Evaluator(Actor):
             return Reply(self.results.pop(0))
 
         return SimpleNamespace(remote=remote)
+
+    @property
+    def check_model(self) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda: Reply(self.says))
 
 
 @pytest.fixture
@@ -74,13 +79,13 @@ def play(monkeypatch):
     )
     monkeypatch.setattr(module, "ray", fake)
 
-    def begin(*results: Any) -> SimpleNamespace:
+    def begin(*results: Any, plan: Any = PLAN) -> SimpleNamespace:
         supervisor = FakeSupervisor()
         report = FakeReport()
         evaluator = Evaluator(*results)
         supervisor.put("evaluator", 0, evaluator)
         supervisor.put("learner", 0, Actor())
-        made = Evaluations(PLAN, report, RemoteEvaluator(PLAN, supervisor))
+        made = Evaluations(plan, report, RemoteEvaluator(plan, supervisor))
         return SimpleNamespace(
             all=made,
             report=report,
@@ -176,7 +181,9 @@ def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(
             raise RoleGoneError("coordinator-0 did not answer")
         return coordinator
 
-    shown = SimpleNamespace(videos=[], video_problems=[], probes=None, load_weights=lambda _: None)
+    shown = SimpleNamespace(
+        videos=[], video_problems=[], video_names=[], load_weights=lambda _: None
+    )
     shown.evaluate = lambda: SimpleNamespace(to_dict=lambda: {"return_mean": 1.0}, version=(1, 50))
     monkeypatch.setattr(
         policy_roles, "RemoteWeights", lambda **_: SimpleNamespace(fetch=lambda: None)
@@ -186,7 +193,7 @@ def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(
     monkeypatch.setattr(policy_roles, "coordinator_client", lambda: client)
     written = []
 
-    def save(videos, folder, name, problems):
+    def save(videos, folder, name, problems, names):
         written.append(name)
         return VideoReport((folder / f"{name}-0.gif",), ())
 
@@ -212,3 +219,33 @@ def test_nothing_but_the_last_evaluation_begins_when_every_step_is_there(play):
     assert run.evaluator.asked == []
     assert run.all.last(VERSION, StopFlag())["version"] == (1, 50)
     assert run.evaluator.asked == [(221, True)]
+
+
+def test_what_the_model_says_is_asked_behind_the_evaluation_and_is_part_of_it(play):
+    run = play(RESULT, plan=WITH_MODEL)
+    run.all.look()
+    assert run.report.evaluation is None, "it waits for the model"
+    run.all.look()
+    assert run.report.evaluation["return_mean"] == 2.0
+    assert run.report.evaluation["model"] == {"windows": 4}
+
+
+def test_a_look_at_the_model_that_fails_or_hangs_costs_no_evaluation(play, monkeypatch, caplog):
+    run = play(RESULT, plan=WITH_MODEL)
+    run.evaluator.says = RayError("it died")
+    run.all.look()
+    with caplog.at_level(logging.WARNING):
+        run.all.look()
+    assert run.report.evaluation["return_mean"] == 2.0
+    assert "model" not in run.report.evaluation
+    assert "the model was not held against the evaluation" in caplog.text
+
+    other = play(RESULT, plan=WITH_MODEL)
+    other.all.look()
+    other.ready["is"] = False
+    other.all.look()
+    assert other.report.evaluation is None
+    monkeypatch.setattr(module, "MODEL_S", 0.0)
+    other.all.look()
+    assert other.report.evaluation["return_mean"] == 2.0
+    assert other.killed, "who hangs is replaced"

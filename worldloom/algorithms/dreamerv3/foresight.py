@@ -3,8 +3,8 @@
 The model disagrees with itself where it reads its own decoded observation in another way than it
 imagined the state: mean total variation between the prior of an imagined step and the posterior
 that the decoded observation gives. One without a decoder disagrees where a second imagination, of
-the same actions and with other draws, has another prior. Legend: B windows, T rows, W seen, K
-imagined, S categoricals.
+the same actions and with other draws, has another prior; that is chance more than ignorance.
+Legend: B windows, T rows, W seen, K imagined, S categoricals.
 """
 
 from __future__ import annotations
@@ -63,16 +63,21 @@ def foresight(
         decoded = model.dec(ahead.deter.flatten(0, 1), ahead.stoch.flatten(0, 1))
         others = _reread(model, specs, ahead, decoded).view_as(priors)
     else:
-        others = _imagined(model, w, start, action, (draws[:, warm_up:] + 0.5) % 1)[1]
+        draws = (draws + 0.5) % 1
+        again = model.dyn.sample(seen.logits[:, warm_up - 1], draws[:, warm_up - 1])[0]
+        others = _imagined(model, w, State(start.deter, again), action, draws[:, warm_up:])[1]
     unimix = model.sizes.unimix
     gap = unimix_probs(others, unimix) - unimix_probs(priors, unimix)
+    pairs = {
+        name: (_flat(value, rows), _flat(_seen(model, batch, name, warm_up), rows))
+        for name, value in decoded.items()
+    }
+    images = {key.name for key in model.obs_layout.images}
     cont_scale = 1.0 - 1.0 / config.horizon if config.learn_discount else 1.0
     return Foresight(
         latent=(to_numpy(feature), to_numpy(seen.feature[:, warm_up:])),
-        obs={
-            name: (_flat(value, rows), _flat(_seen(model, batch, name, warm_up), rows))
-            for name, value in decoded.items()
-        },
+        obs={name: pair for name, pair in pairs.items() if name not in images},
+        pixels={name: pair for name, pair in pairs.items() if name in images},
         reward=to_numpy(model.reward(feature)),
         goes_on=to_numpy((model.cont(feature) / max(cont_scale, 1e-6)).clamp(max=1.0)),
         value=to_numpy(two_hot_mean(networks.critic(seen.feature)["logits"], model.bins)),

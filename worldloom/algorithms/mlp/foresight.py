@@ -50,10 +50,17 @@ def foresight(networks: Networks, batch: WindowBatch, warm_up: int, discount: fl
     )
     spread = seen.var((0, 1), correction=0).mean().sqrt().clamp(min=LEAST_SPREAD)
     apart = ahead.var(0, correction=0).mean(-1).sqrt() / spread
-    decoded = model.decoder(ahead).mean(0)
+    sizes = [model.obs.vector_width, model.pixels]
+    decoded = torch.split(model.decoder(ahead).mean(0), sizes, -1)
+    came = torch.split(target[warm_up:], sizes, -1)
+    pairs = [
+        (_windows_first(one), _windows_first(other))
+        for one, other in zip(decoded, came, strict=True)
+    ]
     return Foresight(
         latent=(_windows_first(ahead.mean(0)), _windows_first(seen[warm_up:])),
-        obs={"obs": (_windows_first(decoded), _windows_first(target[warm_up:]))},
+        obs={"obs": pairs[0]} if sizes[0] else {},
+        pixels={"image": pairs[1]} if sizes[1] else {},
         reward=to_numpy(reward.mean(0).T),
         goes_on=to_numpy(torch.sigmoid(-logit).mean(0).T),
         value=to_numpy(networks.value(seen).T),

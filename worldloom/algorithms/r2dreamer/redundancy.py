@@ -26,12 +26,14 @@ def standardized(rows: Tensor) -> Tensor:
 
 
 def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Correlation of every dimension of one view with every one of the other. [N, E] -> [E, E].
+    """Correlation of every dimension of one view with every one of the other, always in float32.
+    [N, E] -> [E, E].
 
     The standard deviations are those of a sample (N - 1) and the sum is divided by N, so that equal
     views have 1 - 1/N on the diagonal.
     """
-    return standardized(first).t() @ standardized(second) / len(first)
+    with torch.autocast(first.device.type, enabled=False):
+        return standardized(first).t() @ standardized(second) / len(first)
 
 
 def barlow_losses(projected: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +44,7 @@ def barlow_losses(projected: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         projected: [N, E] the latent states as the projector sees them.
         target: [N, E] the encoded observations; no gradient flows into them.
     """
-    correlation = cross_correlation(projected, target.detach()).float()
+    correlation = cross_correlation(projected, target.detach())
     own = correlation.diagonal()
     invariance = (own - 1).square().sum()
     return invariance, correlation.square().sum() - own.square().sum()

@@ -92,7 +92,11 @@ def test_half_precision_is_standardized_in_float32() -> None:
     wide = (rows(64, 4) + 50).bfloat16()
     assert standardized(wide).dtype == torch.float32
     torch.testing.assert_close(standardized(wide).mean(0), torch.zeros(4), atol=1e-4, rtol=0)
-    assert cross_correlation(wide, wide).dtype == torch.float32
+    plain = cross_correlation(wide, wide)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cross_correlation(wide, wide)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, plain), "the product too"
 
 
 class OneOfTwo(SingleProcess):
