@@ -160,12 +160,13 @@ def test_no_killed_process_stops_the_run_or_costs_an_acknowledged_row(tmp_path):
     check_rows(folder, summary)
 
 
-def test_one_worker_in_barrier_mode_stores_the_rows_of_the_local_runtime(tmp_path):
+@pytest.mark.parametrize("env", ["toy:point", "toy:point,toy:mirror"])
+def test_one_worker_in_barrier_mode_stores_the_rows_of_the_local_runtime(env, tmp_path):
     common = [
         "--preset",
         "debug",
         "--env",
-        "toy:point",
+        env,
         "--env-steps",
         "300",
         "--eval-episodes",

@@ -92,7 +92,7 @@ def test_dreamerv3_ci_solves_the_pixel_toy_by_sight_within_4000_steps(tmp_path):
 def test_tdmpc2_ci_learns_two_tasks_that_look_alike_and_want_the_opposite(tmp_path):
     words = (
         "--preset quick --runtime local --env toy:point,toy:mirror --agent tdmpc2:ci --workers 2 "
-        "--env-steps 3000 --eval-every 0 --eval-episodes 10 --learner.threads 1"
+        "--env-steps 2000 --eval-every 0 --eval-episodes 10 --learner.threads 1"
     )
     train(tmp_path / "run", words, 2300)
     tasks = json.loads((tmp_path / "run" / "summary.json").read_text())["eval"]["tasks"]

@@ -21,6 +21,7 @@ from worldloom_dist.evaluate import evaluate
 from worldloom_dist.launch import main as launch
 from worldloom_dist.metrics.media import subject_of
 from worldloom_dist.page.state import RunState
+from worldloom_dist.replay.__main__ import main as replay
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.verify import verify_run
 from worldloom_dist.run.builders import build_shard
@@ -289,3 +290,16 @@ def test_a_run_of_one_task_has_no_word_of_tasks(tmp_path: Path) -> None:
         facts = json.loads(manifest.read_text())["facts"]
         assert "tasks" not in facts["env"]["settings"]
     assert RunState(tmp_path / "run").read()["run"]["tasks"] == []
+
+
+def test_rows_of_several_tasks_are_exported_and_not_trained_on_without_their_envs(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.parquet"
+    assert replay(["export", str(made), str(file)]) == 0
+    assert replay(["import", str(made), str(file)]) == 2
+    assert "import is for one task" in capsys.readouterr().err
+    words = ["--env", "none", "--replay.load", str(file), "--train-steps", "3"]
+    assert launch([*words, "--run-dir", str(tmp_path / "run")]) == 2
+    assert "replay.load: the rows are of 3 tasks" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

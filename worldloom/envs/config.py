@@ -220,6 +220,8 @@ class EnvConfig:
 
     def _name_problems(self) -> list[str]:
         suite, name = _split(self.env)
+        if self.tasks and suite != TASKS_SUITE:
+            return [f"env.tasks is for a list of envs, and env {self.env!r} is one; leave it out"]
         if suite == "none":
             return []
         if suite == "module":

@@ -217,7 +217,7 @@ class SavedAgent:
             ConfigurationError: If an earlier version wrote the checkpoint, and its env cannot be
                 built here; or if it plays several tasks, which have none in common.
         """
-        check_one_task(self.env, "an agent with the spaces of its env")
+        check_one_task(self.env, "an agent outside of its run")
         from worldloom.envs.space_json import space_from_json
 
         try:

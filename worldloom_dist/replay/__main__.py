@@ -26,6 +26,7 @@ from worldloom.core.exceptions import (
 from worldloom.core.json_text import to_json
 from worldloom.core.program import called
 from worldloom.core.sequence import Rows
+from worldloom.envs.tasks import check_one_task
 from worldloom_dist.replay.formats.episode_files import SOURCES, whole_name, write_episode_file
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.imports import ImportList, ImportReport, check_file, load_share
@@ -85,6 +86,7 @@ def import_file(run_dir: Path, source: str) -> int:
     config = read_config(run_dir)  # neither its env nor the files that it began with are needed
     config = dataclasses.replace(config, replay=dataclasses.replace(config.replay, load=None))
     plan = resolve(config, recorded=RunFolder(run_dir).env_spec())
+    check_one_task(plan.env_spec, "import")
     try:
         check_file(source, plan.columns)
     except CheckpointError as error:

@@ -25,6 +25,7 @@ from worldloom.algorithms.registry import make_agent_config, own_field
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.core.json_text import parse_json
 from worldloom.core.program import called
+from worldloom.envs.config import TASKS_SUITE
 from worldloom.envs.tasks import with_tasks
 from worldloom_dist.run.agent_help import agent_help
 from worldloom_dist.run.config import NO_PRESET, RunConfig
@@ -269,6 +270,8 @@ def _apply(pairs: Pairs, base: Any) -> Any:
     if tasks:
         alone = dataclasses.replace(base, env=dataclasses.replace(base.env, tasks={}))
         config = _apply(pairs, alone)
+        if config.env.suite != TASKS_SUITE:
+            return config
         return dataclasses.replace(config, env=dataclasses.replace(config.env, tasks=tasks))
     arguments = [
         word for flag, value in pairs for word in (ENV_FLAG if flag == "--env" else flag, value)

@@ -232,6 +232,11 @@ def resolve(
             own = dataclasses.replace(config.env, tasks=env.tasks)
             config = dataclasses.replace(config, env=own)
     spec = resolve_windows(config, agent_spec(agent, observed), observed)
+    if observed.tasks and config.env.is_none:
+        raise ConfigurationError(
+            f"replay.load: the rows are of {len(observed.tasks)} tasks ({observed.name}), and a "
+            "run without an env learns one; train with --env, or load the rows of one task"
+        )
     if observed.tasks and not spec.knows_tasks:
         raise ConfigurationError(
             f"agent {spec.name} learns one task, and --env names {len(observed.tasks)}; use an "

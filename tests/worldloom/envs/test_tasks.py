@@ -304,6 +304,13 @@ def test_a_task_that_cannot_be_padded_is_refused(env: str, said: str) -> None:
         probe_env(EnvConfig(env=env))
 
 
+def test_tasks_of_one_env_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"env\.tasks is for a list of envs"):
+        EnvConfig(env="toy:point", tasks={"a": {}})
+    with pytest.raises(ConfigurationError, match=r"env\.tasks of 'mt:dmc10' cannot be read"):
+        EnvConfig(env="mt:dmc10", tasks={"a": 3}).parts()
+
+
 @pytest.mark.parametrize("setting", [{"pixels": True}, {"camera": 1}, {"noops": 3}])
 def test_settings_of_pictures_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="leave it out"):

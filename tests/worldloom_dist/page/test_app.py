@@ -120,6 +120,34 @@ def test_a_browser_shows_the_run_that_it_asks_for(tmp_path):
     assert "2,500 of 5,000 env steps" in text
 
 
+@needs_browser
+def test_a_browser_shows_several_tasks_and_their_score(tmp_path):
+    last = {"sampled_windows_total{task=walk}": 30, "sampled_windows_total{task=run}": 10}
+    last["task_return_mean{split=train,task=walk}"] = 123.0
+    tasks = {"walk": {"return_mean": 456.0, "score": 45.6}, "run": {"return_mean": 20.0}}
+    folder = write_run(tmp_path / "run", evaluations=False, last=last)
+    config = json.loads((folder / "config.json").read_text())
+    env = {"tasks": [{"name": name, "env": f"dmc:{name}"} for name in tasks]}
+    (folder / "config.json").write_text(json.dumps({**config, "env": env}))
+    summary = json.loads((folder / "summary.json").read_text())
+    found = {"env_steps": 4000, "return_mean": 238.0, "return_std": 1.0, "episodes": 2}
+    evaluation = {**found, "score": 32.8, "tasks": tasks}
+    (folder / "summary.json").write_text(json.dumps({**summary, "eval": evaluation}))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "eval", "time": 1.8e9, **evaluation}) + "\n")
+    with served(folder) as url:
+        text = drawn(url + "/", tmp_path)
+    row = text.partition(">walk</td>")[2].partition("</tr>")[0]
+    assert [re.sub("<[^>]+>", "", cell) for cell in row.split("</td>")[:5]] == [
+        "123",
+        "456",
+        "45.6",
+        "\u2013",
+        "75 %",
+    ]
+    assert "normalised score, mean over tasks" in text
+
+
 def test_a_video_that_is_deleted_before_it_is_sent_is_not_found(tmp_path, monkeypatch):
     folder = write_run(tmp_path / "run")
     monkeypatch.setattr(app, "video_path", lambda folder, name: folder / name)  # it was there
