@@ -106,7 +106,8 @@ def for_task(saved: SavedAgent, name: str | None) -> SavedAgent:
     own = env_spec(task_env(task))
     settings = dict(saved.agent)
     config = make_agent_config(settings.pop("name"), settings)
-    alone, agent = agent_of_task(config, saved.state, saved.env, task, own)
+    with saved.allowance():
+        alone, agent = agent_of_task(config, saved.state, saved.env, task, own)
     origin = {key: value for key, value in saved.origin.items() if key != "score"}  # over all tasks
     return dataclasses.replace(
         saved,

@@ -8,6 +8,7 @@ says which agent, and the env is built once to see its spaces.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,16 +191,9 @@ class SavedAgent:
 
     def _built(self, device: str, seed: int) -> tuple[Any, WeightsSnapshot]:
         """An untrained policy, and what it acts with."""
-        from worldloom.nn.tensor_files import Allowance, tensors_in
-
         settings = dict(self.agent)
         config = make_agent_config(settings.pop("name"), settings)
-        size = sum(tensor.nbytes for tensor in tensors_in(self.state))
-        complaint = (
-            f"{self.path}: describes an agent that is far larger than its weights, which have "
-            f"{size} bytes; it was changed, or is foreign"
-        )
-        with Allowance(BUILDING_COPIES * size + BUILDING_BYTES, complaint):
+        with self.allowance():
             agent = make_agent(config, self.env, device=device, seed=seed)
             agent.load_state_dict(dict(self.state))
             policy = make_policy(config, self.env, device=device, seed=seed)
@@ -209,6 +203,21 @@ class SavedAgent:
 
             weights = to_bfloat16(weights)
         return policy, weights
+
+    def allowance(self) -> AbstractContextManager[Any]:
+        """A block in which building the agent may take what its weights let expect.
+
+        Raises:
+            CheckpointError: In the block, if it would take far more.
+        """
+        from worldloom.nn.tensor_files import Allowance, tensors_in
+
+        size = sum(tensor.nbytes for tensor in tensors_in(self.state))
+        complaint = (
+            f"{self.path}: describes an agent that is far larger than its weights, which have "
+            f"{size} bytes; it was changed, or is foreign"
+        )
+        return Allowance(BUILDING_COPIES * size + BUILDING_BYTES, complaint)
 
     def spaces(self) -> tuple[Any, Any]:
         """Observation and action space of the env, as Gymnasium has them.

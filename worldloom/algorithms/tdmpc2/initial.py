@@ -59,15 +59,20 @@ def fit_state(
         ConfigurationError: If its networks have other sizes, or it has none of the tasks.
         CheckpointError: If the state is damaged.
     """
-    ours = agent.env
     _check_sizes(trained, agent)
-    fit = fit_inputs(trained.env, ours, task)
-    own = agent.state_dict()
+    fit = fit_inputs(trained.env, agent.env, task)
     try:
-        theirs = _flat(trained.state)
-        fitted, loaded, skipped, fresh = _fitted(theirs, _flat(own), trained.env, ours, fit)
+        return _begun(trained, agent, fit)
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"the state does not fit together ({error!r})") from error
+
+
+def _begun(trained: TrainedState, agent: TDMPC2Agent, fit: Fit) -> InitialState:
+    """The whole state: networks that fit, and the rest as far as it belongs to any tasks."""
+    ours = agent.env
+    own = agent.state_dict()
+    theirs = _flat(trained.state)
+    fitted, loaded, skipped, fresh = _fitted(theirs, _flat(own), trained.env, ours, fit)
     if not any(name.startswith("target.") for name in theirs):
         for name in [name for name in fitted if name.startswith("critics.")]:
             fitted["target." + name.removeprefix("critics.")] = fitted[name].clone()

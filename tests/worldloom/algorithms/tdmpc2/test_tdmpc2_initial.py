@@ -17,15 +17,26 @@ from tests.worldloom.algorithms.tdmpc2.test_tdmpc2_golden_forward import check_n
 from tests.worldloom.algorithms.tdmpc2.test_tdmpc2_official import architecture, official_state
 from tests.worldloom.algorithms.tdmpc2.test_tdmpc2_tasks import tasks_env
 from tests.worldloom.algorithms.tdmpc2.tiny import random_batch, tiny_config
-from worldloom.algorithms.registry import fit_state, make_agent, one_task_config, read_foreign
+from worldloom.algorithms.registry import (
+    fit_state,
+    make_agent,
+    make_agent_config,
+    one_task_config,
+    read_foreign,
+)
 from worldloom.algorithms.tdmpc2.agent import TDMPC2Agent
 from worldloom.algorithms.tdmpc2.draws import PlanDraws
-from worldloom.algorithms.tdmpc2.official import MT30_ACTION_DIMS, OfficialCheckpoint
+from worldloom.algorithms.tdmpc2.official import (
+    MT30_ACTION_DIMS,
+    MT30_OBS_DIMS,
+    OfficialCheckpoint,
+)
 from worldloom.algorithms.tdmpc2.planner import plan
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.initial_state import InitialState, TrainedState
 from worldloom.core.specs import TASK, ArraySpec, EnvSpec, TaskSpec
 from worldloom.envs.task_sets import MT30
+from worldloom.envs.tasks import read_tasks
 from worldloom.nn.ensemble import ensemble_forward
 
 WALK_OBS = (("orientations", 2), ("height", 1), ("velocity", 2))
@@ -382,6 +393,63 @@ def test_a_file_of_the_authors_set_knows_its_tasks_by_name(tmp_path: Path) -> No
     again = read_foreign(config, path, one)
     with pytest.raises(ConfigurationError, match="dmc:humanoid-walk is none of its 30 tasks"):
         fit_state(config, again, other)
+
+
+def set_env(count: int) -> EnvSpec:
+    """The authors' tasks, with their sizes."""
+    sizes = zip(MT30[:count], MT30_OBS_DIMS[:count], MT30_ACTION_DIMS[:count], strict=True)
+    return tasks_env(
+        *(
+            TaskSpec(name=name, env=f"dmc:{name}", obs=(("obs", o),), action=(("action", a),))
+            for name, o, a in sizes
+        )
+    )
+
+
+def test_a_run_of_the_authors_set_takes_every_embedding(tmp_path: Path) -> None:
+    config = tiny_config(num_q=2, num_bins=5, task_dim=4)
+    assert list(read_tasks("mt:dmc30")) == list(MT30)
+    for count, tasks in ((30, list(range(30))), (19, list(range(19)))):
+        env = set_env(count)
+        trained = read_foreign(config, authors_file(tmp_path), env)
+        agent = make_agent(config, env)
+        found = fit_state(config, trained, agent)
+        agent.load_state_dict(found.state)
+        table = trained.state["model"]["task_emb"]
+        assert torch.equal(found.state["model"]["task_emb"], table[tasks])
+        assert not [what for what in found.fresh if "embedding" in what]
+    assert found.notes[0].startswith("tasks: 19 of its 30, without walker-walk-backwards, ")
+    assert found.notes[0].endswith(" and 6 more")
+
+
+def test_a_file_of_80_tasks_gives_those_of_dm_control_and_no_other(tmp_path: Path) -> None:
+    sizes = dataclasses.replace(
+        architecture(num_tasks=80, task_dim=4, action_dim=6), obs={"obs": ArraySpec((39,))}
+    )
+    path = tmp_path / "mt80.pt"
+    torch.save({"model": official_state(sizes)}, path)
+    config = tiny_config(num_q=2, num_bins=5, task_dim=4)
+    env = set_env(3)
+    agent = make_agent(config, env)
+    found = fit_state(config, read_foreign(config, path, env), agent)
+    agent.load_state_dict(found.state)
+    assert found.skipped == {"action_masks": "they follow from the tasks"}
+    assert found.notes[0].startswith("tasks: 3 of its 80, without cheetah-run, ")
+    other = EnvSpec(name="module:metaworld_hammer", obs=ALONE.obs, action=ALONE.action)
+    trained = read_foreign(config, path, other)
+    alone = make_agent(config, other)
+    with pytest.raises(ConfigurationError, match="is none of its 80 tasks"):
+        fit_state(config, trained, alone)
+
+
+def test_networks_of_a_preset_are_called_by_its_name() -> None:
+    agent = make_agent(make_agent_config("tdmpc2:ci"), ALONE)
+    large = make_agent_config("tdmpc2:5m")
+    trained = TrainedState(state={}, env=SEVERAL, config=large)
+    with pytest.raises(ConfigurationError) as caught:
+        fit_state(large, trained, agent)
+    assert "--agent.latent-dim 512" in str(caught.value)
+    assert str(caught.value).endswith("(or --agent tdmpc2:5m)")
 
 
 def test_a_file_without_targets_and_of_unknown_tasks_says_so(tmp_path: Path) -> None:
