@@ -357,21 +357,25 @@ SPEED: list[Callable[[], Row]] = [
 ]
 
 
-def mlp(task: str, wanted: str) -> Row:
-    """The plain latent model: the last evaluation of every seed."""
-    runs = [run for run in load("mlp_learn")["runs"] if run["task"] == task]
+def seeds_of(agent: str, name: str, task: str, wanted: str) -> Row:
+    """An agent's runs in ``NAME_learn.json``: the last evaluation of every seed."""
+    runs = [run for run in load(f"{name}_learn")["runs"] if run["task"] == task]
     last = [run["evaluations"][-1]["median"] for run in runs]
     steps = max(run["evaluations"][-1]["env_steps"] for run in runs)
     said = (
         f"medians of 20 episodes after {steps:,} env steps: {', '.join(f'{m:.0f}' for m in last)} "
         f"(median {median(last):.0f}; wanted: {wanted})"
     )
-    return f"`mlp:small` on {task.partition(':')[2]}, {len(runs)} seeds", said, "mlp_learn.json"
+    plural = "s" if len(runs) > 1 else ""
+    what = f"`{agent}` on {task.partition(':')[2]}, {len(runs)} seed{plural}"
+    return what, said, f"{name}_learn.json"
 
 
 RETURNS: list[Callable[[], Row]] = [
-    lambda: mlp("gym:Pendulum-v1", "at least -200"),
-    lambda: mlp("gym:CartPole-v1", "at least 400"),
+    lambda: seeds_of("mlp:small", "mlp", "gym:Pendulum-v1", "at least -200"),
+    lambda: seeds_of("mlp:small", "mlp", "gym:CartPole-v1", "at least 400"),
+    lambda: seeds_of("r2dreamer:ci", "r2dreamer", "toy:pixel", "at least 12"),
+    lambda: seeds_of("r2dreamer:ci", "r2dreamer", "gym:CartPole-v1", "at least 400"),
     lambda: last_evaluation("quick_pendulum_ray", "`--preset quick` (`tdmpc2:ci` on Pendulum-v1)"),
     lambda: last_evaluation("dreamerv3_cartpole", "`dreamerv3:ci` on CartPole-v1"),
     lambda: last_evaluation("dreamerv3_pixel_toy", "`dreamerv3:ci` on the pixel toy"),

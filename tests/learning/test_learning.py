@@ -72,9 +72,10 @@ def test_dreamerv3_ci_balances_the_pole_within_2000_steps(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(2400)
-def test_dreamerv3_ci_solves_the_pixel_toy_by_sight_within_4000_steps(tmp_path):
+@pytest.mark.parametrize("agent", ["dreamerv3:ci", "r2dreamer:ci"])
+def test_the_pixel_toy_is_solved_by_sight_within_4000_steps(agent, tmp_path):
     words = (
-        "--preset quick --runtime local --env toy:pixel --agent dreamerv3:ci "
+        f"--preset quick --runtime local --env toy:pixel --agent {agent} "
         "--agent.batch-length 8 --agent.lr 1e-3"
     )
     words += (
