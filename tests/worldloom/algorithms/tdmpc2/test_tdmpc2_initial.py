@@ -435,7 +435,7 @@ def test_a_file_of_80_tasks_gives_those_of_dm_control_and_no_other(tmp_path: Pat
     agent.load_state_dict(found.state)
     assert found.skipped == {"action_masks": "they follow from the tasks"}
     assert found.notes[0].startswith("tasks: 3 of its 80, without cheetah-run, ")
-    other = EnvSpec(name="module:metaworld_hammer", obs=ALONE.obs, action=ALONE.action)
+    other = EnvSpec(name="module:metaworld_hammer", obs=SINGLE.obs, action=SINGLE.action)
     trained = read_foreign(config, path, other)
     alone = make_agent(config, other)
     with pytest.raises(ConfigurationError, match="is none of its 80 tasks"):
@@ -443,7 +443,7 @@ def test_a_file_of_80_tasks_gives_those_of_dm_control_and_no_other(tmp_path: Pat
 
 
 def test_networks_of_a_preset_are_called_by_its_name() -> None:
-    agent = make_agent(make_agent_config("tdmpc2:ci"), ALONE)
+    agent = make_agent(make_agent_config("tdmpc2:ci"), SINGLE)
     large = make_agent_config("tdmpc2:5m")
     trained = TrainedState(state={}, env=SEVERAL, config=large)
     with pytest.raises(ConfigurationError) as caught:
