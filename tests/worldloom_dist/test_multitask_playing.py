@@ -30,6 +30,9 @@ from worldloom_client import connect
 from worldloom_dist.enjoy import main as enjoy
 from worldloom_dist.enjoy import play
 from worldloom_dist.evaluate import load_policy
+from worldloom_dist.run.cli import read_config
+from worldloom_dist.run.closing import closing_lines
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.serve import Served, serve
 
 LIST = "toy:point,toy:counting,gym:Pendulum-v1"
@@ -158,3 +161,9 @@ def test_a_strangers_task_runs_no_code_unasked(made: Path, tmp_path: Path) -> No
         manifest.write_text(manifest.read_text().replace("toy:counting", "my_tasks:Counting"))
     with pytest.raises(UntrustedEnvError, match="my_tasks"):
         worldloom.load_agent(folder, task="counting")
+
+
+def test_the_last_lines_of_a_run_can_be_typed(made: Path) -> None:
+    lines = closing_lines(read_config(made), made, RunFolder(made))
+    (watch,) = [line for line in lines if line.startswith("watch")]
+    assert watch.endswith(f"enjoy {made} --task point")

@@ -64,8 +64,11 @@ def closing_lines(config: RunConfig, shown: Path, folder: RunFolder) -> list[str
         )
         if line
     ]
+    task = next((f" --task {name}" for name in config.env.tasks), "")
     commands = (
-        [] if config.env.is_none else [("evaluate", f"evaluate {run}"), ("watch", f"enjoy {run}")]
+        []
+        if config.env.is_none
+        else [("evaluate", f"evaluate {run}"), ("watch", f"enjoy {run}{task}")]
     )
     commands += [("plot", f"plot {run}"), ("report", f"report {run}")]
     more = (

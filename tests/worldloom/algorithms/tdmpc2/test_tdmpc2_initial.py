@@ -55,7 +55,7 @@ HOP = TaskSpec(
     name="hop", env="dmc:hopper-hop", obs=(("obs", 7),), action=(("action", 3),), episode_limit=100
 )
 SEVERAL = tasks_env(SPIN, WALK, HOP)
-SINGLE = EnvSpec(
+WALKER = EnvSpec(
     name="dmc:walker-walk",
     obs={
         "height": ArraySpec(()),
@@ -130,7 +130,7 @@ def networks(
 
 @torch.no_grad()
 def test_one_task_of_several_computes_what_they_computed(several: TDMPC2Agent) -> None:
-    alone, found = begun(learned(several), SINGLE)
+    alone, found = begun(learned(several), WALKER)
     row = torch.zeros(1, 7)
     row[0, :5] = torch.from_numpy(SPEAKS)
     keys = split_keys(torch.from_numpy(SPEAKS)[None])
@@ -150,7 +150,7 @@ def test_one_task_of_several_computes_what_they_computed(several: TDMPC2Agent) -
 
 @torch.no_grad()
 def test_one_task_of_several_plans_as_they_planned(several: TDMPC2Agent) -> None:
-    alone, _ = begun(learned(several), SINGLE)
+    alone, _ = begun(learned(several), WALKER)
     row = torch.zeros(1, 7)
     row[0, :5] = torch.from_numpy(SPEAKS)
     index = torch.tensor([1])
@@ -232,7 +232,7 @@ def test_every_entry_is_either_loaded_or_left_out_with_a_reason(several: TDMPC2A
     windows.obs[TASK][:] = 0  # type: ignore[index]
     several.train_step(windows)
     trained = learned(several)
-    _, found = begun(trained, SINGLE)
+    _, found = begun(trained, WALKER)
     state = trained.state
     names = {
         *state["model"],
@@ -253,10 +253,10 @@ def test_every_entry_is_either_loaded_or_left_out_with_a_reason(several: TDMPC2A
 def test_what_cannot_begin_is_refused_in_one_sentence(several: TDMPC2Agent) -> None:
     trained = learned(several)
     single = TrainedState(
-        state=agent_in(SINGLE).state_dict(), env=SINGLE, config=agent_in(SINGLE).config
+        state=agent_in(WALKER).state_dict(), env=WALKER, config=agent_in(WALKER).config
     )
     elsewhere = EnvSpec(
-        name="dmc:walker-wlak", obs=SINGLE.obs, action=SINGLE.action, episode_limit=100
+        name="dmc:walker-wlak", obs=WALKER.obs, action=WALKER.action, episode_limit=100
     )
     wide = TaskSpec(name="walk", env=WALK.env, obs=(("obs", 6),), action=WALK.action)
     cases = [
@@ -265,11 +265,11 @@ def test_what_cannot_begin_is_refused_in_one_sentence(several: TDMPC2Agent) -> N
         (trained, tasks_env(wide, SPIN), {}, "its task 'walk' has 5 observations, and .* has 6"),
         (
             trained,
-            SINGLE,
+            WALKER,
             {"latent_dim": 32},
             "latent_dim is 16 there and 32 here; add --agent.latent-dim 16",
         ),
-        (trained, SINGLE, {"simnorm_dim": 4}, "simnorm_dim is 8 there and 4 here"),
+        (trained, WALKER, {"simnorm_dim": 4}, "simnorm_dim is 8 there and 4 here"),
     ]
     for given, env, changes, message in cases:
         with pytest.raises(ConfigurationError, match=message):
@@ -280,7 +280,7 @@ def test_what_cannot_begin_is_refused_in_one_sentence(several: TDMPC2Agent) -> N
         config=several.config,
     )
     with pytest.raises(CheckpointError, match="does not fit together"):
-        begun(damaged, SINGLE)
+        begun(damaged, WALKER)
 
 
 def golden_config(**changes: Any) -> Any:
@@ -435,7 +435,7 @@ def test_a_file_of_80_tasks_gives_those_of_dm_control_and_no_other(tmp_path: Pat
     agent.load_state_dict(found.state)
     assert found.skipped == {"action_masks": "they follow from the tasks"}
     assert found.notes[0].startswith("tasks: 3 of its 80, without cheetah-run, ")
-    other = EnvSpec(name="module:metaworld_hammer", obs=SINGLE.obs, action=SINGLE.action)
+    other = EnvSpec(name="module:metaworld_hammer", obs=WALKER.obs, action=WALKER.action)
     trained = read_foreign(config, path, other)
     alone = make_agent(config, other)
     with pytest.raises(ConfigurationError, match="is none of its 80 tasks"):
@@ -443,7 +443,7 @@ def test_a_file_of_80_tasks_gives_those_of_dm_control_and_no_other(tmp_path: Pat
 
 
 def test_networks_of_a_preset_are_called_by_its_name() -> None:
-    agent = make_agent(make_agent_config("tdmpc2:ci"), SINGLE)
+    agent = make_agent(make_agent_config("tdmpc2:ci"), WALKER)
     large = make_agent_config("tdmpc2:5m")
     trained = TrainedState(state={}, env=SEVERAL, config=large)
     with pytest.raises(ConfigurationError) as caught:
@@ -468,7 +468,7 @@ def test_a_file_without_targets_and_of_unknown_tasks_says_so(tmp_path: Path) -> 
     for name, value in found.state["target"].items():
         assert torch.equal(value, found.state["model"][f"critics.{name}"])
     with pytest.raises(ConfigurationError, match=r"has 2 tasks .* does not say"):
-        read_foreign(config, path, SINGLE)
+        read_foreign(config, path, WALKER)
     with pytest.raises(ConfigurationError, match="has 3 observations, and task 'walk' has 5"):
         read_foreign(config, path, tasks_env(WALK, SPIN))
     for message, content in (
