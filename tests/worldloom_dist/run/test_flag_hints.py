@@ -8,7 +8,7 @@ from worldloom_dist.launch import main
 from worldloom_dist.run.cli import UsageError, parse
 
 
-@pytest.mark.parametrize("agent", ["dreamerv3:ci", "tdmpc2:1m"])
+@pytest.mark.parametrize("agent", ["dreamerv3:ci", "r2dreamer:ci", "tdmpc2:1m"])
 def test_help_with_an_agent_lists_its_settings_with_defaults(agent, capsys):
     for words in (["--agent", agent, "--help"], ["--help", f"--agent={agent}"]):
         with pytest.raises(SystemExit) as left:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from worldloom.algorithms.dreamerv3.config import COUNTS, SIZES, DreamerSizes, LatentSizes
 from worldloom.core.exceptions import ConfigurationError
@@ -47,33 +48,44 @@ class DreamerAgentConfig(LatentSizes):
     representation is learnt from; the defaults are the official ones of DreamerV3 at size12m.
     """
 
-    BOUNDS: ClassVar[Mapping[str, Bounds]] = {
-        **dict.fromkeys(COUNTS, Bounds(1)),
-        **dict.fromkeys(
-            ("batch_size", "imagine_length", "actor_layers", "critic_layers", "horizon"), Bounds(1)
-        ),
-        "batch_length": Bounds(2),
-        **dict.fromkeys(("train_ratio", "lr", "pmin", "return_limit"), POSITIVE),
-        **dict.fromkeys(
-            ("entropy_scale", "slow_scale", "agc", "weight_decay", "free_nats", "warmup", "eps"),
-            NOT_NEGATIVE,
-        ),
-        **dict.fromkeys(
-            (
-                *("scale_rew", "scale_con", "scale_dyn", "scale_rep"),
-                *("scale_policy", "scale_value", "scale_repval"),
+    BOUNDS = MappingProxyType(
+        {
+            **dict.fromkeys(COUNTS, Bounds(1)),
+            **dict.fromkeys(
+                ("batch_size", "imagine_length", "actor_layers", "critic_layers", "horizon"),
+                Bounds(1),
             ),
-            NOT_NEGATIVE,
-        ),
-        **dict.fromkeys(
-            (
-                *("lam", "slow_rate", "return_rate", "return_low", "return_high"),
-                "replay_context",
+            "batch_length": Bounds(2),
+            **dict.fromkeys(("train_ratio", "lr", "pmin", "return_limit"), POSITIVE),
+            **dict.fromkeys(
+                (
+                    "entropy_scale",
+                    "slow_scale",
+                    "agc",
+                    "weight_decay",
+                    "free_nats",
+                    "warmup",
+                    "eps",
+                ),
+                NOT_NEGATIVE,
             ),
-            FRACTION,
-        ),
-        **dict.fromkeys(("unimix", "beta1", "beta2"), Bounds(0, below=1)),
-    }
+            **dict.fromkeys(
+                (
+                    *("scale_rew", "scale_con", "scale_dyn", "scale_rep"),
+                    *("scale_policy", "scale_value", "scale_repval"),
+                ),
+                NOT_NEGATIVE,
+            ),
+            **dict.fromkeys(
+                (
+                    *("lam", "slow_rate", "return_rate", "return_low", "return_high"),
+                    "replay_context",
+                ),
+                FRACTION,
+            ),
+            **dict.fromkeys(("unimix", "beta1", "beta2"), Bounds(0, below=1)),
+        }
+    )
     """Which numbers the fields may hold."""
     name: str = "dreamerv3:size12m"
     """Algorithm and preset."""
@@ -175,11 +187,13 @@ class DreamerAgentConfig(LatentSizes):
 class DreamerV3AgentConfig(DreamerAgentConfig, DreamerSizes):
     """Settings of one DreamerV3 agent."""
 
-    BOUNDS: ClassVar[Mapping[str, Bounds]] = {
-        **DreamerAgentConfig.BOUNDS,
-        "scale_obs": NOT_NEGATIVE,
-        "report_length": Bounds(2),
-    }
+    BOUNDS = MappingProxyType(
+        {
+            **DreamerAgentConfig.BOUNDS,
+            "scale_obs": NOT_NEGATIVE,
+            "report_length": Bounds(2),
+        }
+    )
     """Which numbers the fields may hold."""
     scale_obs: float = 1.0
     """Loss scale of the reconstruction of each observation key."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from types import MappingProxyType
 
 from worldloom.algorithms.dreamerv3 import spec as dreamerv3
 from worldloom.algorithms.dreamerv3.spec import (
@@ -19,7 +19,7 @@ from worldloom.algorithms.dreamerv3.spec import (
     presets_of,
     product_shapes,
 )
-from worldloom.core.fields import NOT_NEGATIVE, Bounds
+from worldloom.core.fields import NOT_NEGATIVE
 
 __all__ = [
     "ARCHITECTURE",
@@ -36,11 +36,13 @@ __all__ = [
 class R2DreamerAgentConfig(DreamerAgentConfig):
     """Settings of one R2-Dreamer agent."""
 
-    BOUNDS: ClassVar[Mapping[str, Bounds]] = {
-        **DreamerAgentConfig.BOUNDS,
-        "scale_barlow": NOT_NEGATIVE,
-        "redundancy_weight": NOT_NEGATIVE,
-    }
+    BOUNDS = MappingProxyType(
+        {
+            **DreamerAgentConfig.BOUNDS,
+            "scale_barlow": NOT_NEGATIVE,
+            "redundancy_weight": NOT_NEGATIVE,
+        }
+    )
     """Which numbers the fields may hold."""
     name: str = "r2dreamer:size12m"
     """Algorithm and preset."""
