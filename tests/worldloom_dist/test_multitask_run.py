@@ -17,7 +17,7 @@ from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.consent import UntrustedEnvError, sign_run
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
-from worldloom_dist.evaluate import evaluate
+from worldloom_dist.evaluate import evaluate, load_policy
 from worldloom_dist.launch import main as launch
 from worldloom_dist.metrics.media import subject_of
 from worldloom_dist.page.state import RunState
@@ -172,6 +172,18 @@ def test_code_of_a_task_does_not_run_unasked(
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigurationError, match="does not say which"):
         evaluate(run, episodes=1)
+    toy = {"env": "toy:point", "settings": {}}
+    listed = {"env": f"mt:{tmp_path / 'evil.toml'}", "settings": {}}
+    for env, tasks, said in (
+        ("evil:Env", {"a": toy}, "env.tasks is for a list of envs"),
+        ("mt:dmc10", {"a": listed, "b": toy}, "which cannot be one of several tasks"),
+        ("mt:dmc10", {"a": toy, "b": {"env": "rllib:x", "settings": {}}}, "RLlib's envs are known"),
+    ):
+        config["run"]["env"] |= {"env": env, "tasks": tasks}
+        (run / "config.json").write_text(json.dumps(config))
+        for read in (evaluate, load_policy):
+            with pytest.raises(ConfigurationError, match=said):
+                read(run)
     assert not list(tmp_path.glob("*.ran"))
     sign_run(tmp_path, "toy:point,evil:Env")
     assert (tmp_path / "owner.sig").exists()

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.keys import KEY_BYTES, load_key
-from worldloom.envs.config import EnvConfig
+from worldloom.envs.config import TASKS_SUITE, EnvConfig
 
 __all__ = [
     "UntrustedEnvError",
@@ -53,8 +53,19 @@ def module_of(env: str) -> str | None:
 
 
 def modules_of(envs: str) -> tuple[str, ...]:
-    """As :func:`module_of`, of all envs of a list with commas."""
-    found = dict.fromkeys(module_of(env) for env in envs.split(","))
+    """As :func:`module_of`, of all envs of a list with commas.
+
+    Raises:
+        ConfigurationError: If one of them is a list by name, whose envs no one has told.
+    """
+    names = envs.split(",")
+    unread = next((name for name in names if EnvConfig(env=name).suite == TASKS_SUITE), None)
+    if unread is not None:
+        raise ConfigurationError(
+            f"env {unread!r} names several tasks, and nothing here says which; restore the folder "
+            "from a copy"
+        )
+    found = dict.fromkeys(module_of(env) for env in names)
     return tuple(module for module in found if module is not None)
 
 
