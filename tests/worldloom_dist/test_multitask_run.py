@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -15,6 +16,7 @@ import torch
 from tests.worldloom_dist.local_runs import start
 from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.envs.config import EnvConfig
 from worldloom.envs.consent import UntrustedEnvError, sign_run
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.evaluate import evaluate, load_policy
@@ -86,6 +88,18 @@ def test_a_file_is_read_once(tmp_path: Path) -> None:
     assert start(run, *words).run() == "completed"
     file.unlink()
     assert start(run, "--resume", str(run), "--env-steps", "90").run() == "completed"
+
+
+def test_a_file_of_one_task_beside_an_offline_run_is_that_env(tmp_path: Path) -> None:
+    """There no command line has made it that env before."""
+    file = tmp_path / "one.toml"
+    file.write_text('[a]\nenv = "toy:point"\ntime_limit = 7\n', encoding="utf-8")
+    config = dataclasses.replace(
+        parse([*TINY["tdmpc2:ci"], "--env", "toy:point"]), env=EnvConfig(env=f"mt:{file}")
+    )
+    plan = resolve(config)
+    assert (plan.env.env, plan.env.time_limit, plan.env_spec.tasks) == ("toy:point", 7, ())
+    assert (plan.config.env.env, plan.config.env.time_limit) == ("toy:point", 7)
 
 
 @pytest.mark.parametrize(
