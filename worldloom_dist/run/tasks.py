@@ -30,13 +30,13 @@ def env_cycles(
     if not plan.env_spec.tasks:
         return None
     config = plan.config
-    shards = config.replay.shards if config.workers >= config.replay.shards else 1
+    shards = config.replay.shards
     workers = len(range(slot % shards, config.workers, shards))
     own = slot // shards * config.envs_per_worker + first_env
     return turns(
         len(plan.env_spec.tasks),
         envs=range(own, own + num_envs),
-        all_envs=max(1, workers) * config.envs_per_worker,
+        all_envs=workers * config.envs_per_worker,
     )
 
 
