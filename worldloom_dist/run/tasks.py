@@ -62,9 +62,12 @@ def task_problem(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def has_same_tasks(plan: Plan, facts: Mapping[str, Any]) -> bool:
-    """True when the score of a checkpoint is of the run's present tasks."""
-    tasks = (facts.get("env") or {}).get("tasks") or ()
-    return [task["name"] for task in tasks] == [task.name for task in plan.env_spec.tasks]
+    """True when the score of a checkpoint is of the present tasks, on their present scales."""
+    then = (facts.get("env") or {}).get("tasks") or ()
+    now = [task.to_dict() for task in plan.env_spec.tasks]
+    return [(one["name"], one.get("score")) for one in then] == [
+        (one["name"], one["score"]) for one in now
+    ]
 
 
 def task_lines(plan: Plan) -> list[str]:
