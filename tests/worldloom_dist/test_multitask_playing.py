@@ -167,3 +167,31 @@ def test_the_last_lines_of_a_run_can_be_typed(made: Path) -> None:
     lines = closing_lines(read_config(made), made, RunFolder(made))
     (watch,) = [line for line in lines if line.startswith("watch")]
     assert watch.endswith(f"enjoy {made} --task point")
+
+
+@pytest.mark.parametrize("with_spaces", [False, True])
+def test_a_strangers_list_of_tasks_is_not_read_unasked(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, with_spaces: bool
+) -> None:
+    (tmp_path / "evil.py").write_text('open(__file__ + ".ran", "w").close()\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "evil.toml").write_text('[a]\nenv = "evil:Env"\n')
+    folder = shutil.copytree(made, tmp_path / "copied")
+    for env, said in (
+        (f"mt:{tmp_path / 'evil.toml'}", "nothing here says which"),
+        ("evil:Env", "--trust-env"),
+    ):
+        for path in [folder / "config.json", *folder.rglob("manifest.json")]:
+            known = json.loads((made / path.relative_to(folder)).read_text())
+            spec = known["env"] if "env" in known else known["facts"]["env"]
+            spec["tasks"][1]["env"] = env
+            if with_spaces:
+                spec["spaces"] = {"obs": {}, "action": {}}
+            path.write_text(json.dumps(known))
+        for use in (
+            lambda: worldloom.load_agent(folder, task="counting"),
+            lambda: export_policy(folder, tmp_path / "out", task="counting"),
+        ):
+            with pytest.raises(ConfigurationError, match=said):
+                use()
+    assert not list(tmp_path.glob("*.ran"))

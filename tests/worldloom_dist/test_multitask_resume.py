@@ -13,7 +13,9 @@ import torch
 from tests.worldloom_dist import small_runs
 from tests.worldloom_dist.local_runs import assert_equal_trees, newest_state, start
 from tests.worldloom_dist.tiny_runs import TINY
+from worldloom.envs.consent import UntrustedEnvError
 from worldloom.training.checkpoints import CheckpointStore
+from worldloom.training.saved_agents import SavedAgent
 from worldloom_dist.evaluate import evaluate
 from worldloom_dist.launch import main as launch
 from worldloom_dist.launch import prepare
@@ -167,3 +169,47 @@ def test_a_task_that_is_larger_than_the_rows_is_refused(
     said = "env.tasks: 'walk' has 24 numbers in obs, and the run's rows have 4; leave it out"
     assert said in capsys.readouterr().err
     assert contents(folder) == before
+
+
+def test_best_is_of_the_present_ranges_of_the_scores(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.toml"
+    text = '[a]\nenv = "toy:point"\nscore = [{}]\n[b]\nenv = "toy:counting"\nscore = [0, 9]\n'
+    folder = tmp_path / "run"
+    words = [*TINY["tdmpc2:ci"], "--env", f"mt:{file}", *SCORED, "--workers", "2"]
+    file.write_text(text.format("-1000, -999"), encoding="utf-8")
+    assert start(folder, *words, "--env-steps", "60").run() == "completed"
+    best = folder / "checkpoints/best/manifest.json"
+    first = json.loads(best.read_text())["facts"]["score"]
+    file.write_text(text.format("0, 1e9"), encoding="utf-8")
+    again = ["--resume", str(folder), "--env", f"mt:{file}", "--env-steps", "90"]
+    assert launch(again) == 0
+    facts = json.loads(best.read_text())["facts"]
+    assert facts["env_steps"] >= 90, "the score of then was on another scale"
+    assert facts["score"] < first
+    assert facts["env"]["tasks"][0]["score"] == [0.0, 1e9]
+
+
+def test_ones_own_run_whose_list_grows_stays_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
+    envs = "tests.worldloom_dist.foreign_envs:Ordinary"
+    folder = tmp_path / "run"
+    words = [*TINY["tdmpc2:ci"], *SCORED, "--workers", "1", "--learner.keep-checkpoints", "9"]
+    assert start(folder, *words, "--env", TWO, "--env-steps", "60").run() == "completed"
+    old = sorted(folder.glob("checkpoints/step-*"))[-1]
+    assert launch(["--resume", str(folder), "--env", f"{TWO},{envs}", "--env-steps", "90"]) == 0
+    evaluate(folder, tasks=["point"])
+    middle = sorted(folder.glob("checkpoints/step-*"))[-1]
+    further = f"{TWO},{envs},gym:Pendulum-v1"
+    assert launch(["--resume", str(folder), "--env", further, "--env-steps", "120"]) == 0
+    evaluate(folder, tasks=["point"])
+    for checkpoint in (folder, middle, old):
+        SavedAgent.read(checkpoint).check_code(trust_env=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "theirs"))
+    with pytest.raises(UntrustedEnvError):
+        evaluate(folder, tasks=["point"])
+    more = ["--env", f"{further},toy:mirror", "--env-steps", "150"]
+    assert launch(["--resume", str(folder), *more]) == 0
+    with pytest.raises(UntrustedEnvError):
+        evaluate(folder, tasks=["point"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,14 +17,20 @@ import torch
 from tests.worldloom_dist.local_runs import start
 from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.sequence import PolicyVersion, StreamId
+from worldloom.data.codec import make_chunk
+from worldloom.envs.config import EnvConfig
 from worldloom.envs.consent import UntrustedEnvError, sign_run
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
-from worldloom_dist.evaluate import evaluate
+from worldloom_dist.evaluate import evaluate, load_policy
 from worldloom_dist.launch import main as launch
 from worldloom_dist.metrics.media import subject_of
 from worldloom_dist.page.state import RunState
+from worldloom_dist.ports import SampleRequest
+from worldloom_dist.replay import recovery
 from worldloom_dist.replay.__main__ import main as replay
 from worldloom_dist.replay.history import EpisodeHistory
+from worldloom_dist.replay.shard_rows import ShardRows
 from worldloom_dist.replay.verify import verify_run
 from worldloom_dist.run.builders import build_shard
 from worldloom_dist.run.claim import run_name
@@ -89,6 +97,18 @@ def test_a_file_is_read_once(tmp_path: Path) -> None:
     assert start(run, "--resume", str(run), "--env-steps", "90").run() == "completed"
 
 
+def test_a_file_of_one_task_beside_an_offline_run_is_that_env(tmp_path: Path) -> None:
+    """There no command line has made it that env before."""
+    file = tmp_path / "one.toml"
+    file.write_text('[a]\nenv = "toy:point"\ntime_limit = 7\n', encoding="utf-8")
+    config = dataclasses.replace(
+        parse([*TINY["tdmpc2:ci"], "--env", "toy:point"]), env=EnvConfig(env=f"mt:{file}")
+    )
+    plan = resolve(config)
+    assert (plan.env.env, plan.env.time_limit, plan.env_spec.tasks) == ("toy:point", 7, ())
+    assert (plan.config.env.env, plan.config.env.time_limit) == ("toy:point", 7)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -116,14 +136,21 @@ def test_what_cannot_work_is_one_sentence(
     assert not folder.exists()
 
 
-def test_each_shard_gets_every_task() -> None:
-    plan = plan_of(*TWO, "--workers", "4", "--replay.shards", "2", "--envs-per-worker", "1")
-    of_shard: dict[int, set[int]] = {0: set(), 1: set()}
-    for slot in range(4):
+@pytest.mark.parametrize(("workers", "shards"), [(4, 2), (2, 4), (3, 2), (1, 1), (5, 3)])
+def test_each_shard_that_has_rows_gets_every_task(workers: int, shards: int) -> None:
+    words = ["--workers", str(workers), "--replay.shards", str(shards), "--envs-per-worker", "1"]
+    plan = plan_of(*TWO, *words, "--replay.capacity-steps", "1000")
+    of_shard: dict[int, Counter[int]] = {}
+    for slot in range(workers):
         (cycle,) = env_cycles(plan, slot, 0, 1) or [()]
-        assert len(cycle) == 1
-        of_shard[slot % 2].update(cycle)
-    assert of_shard == {0: {0, 1}, 1: {0, 1}}
+        share = {task: 1 / len(cycle) for task in cycle}
+        of_shard.setdefault(slot % shards, Counter()).update(share)
+    for played in of_shard.values():
+        assert played[0] == pytest.approx(played[1])
+    assert len(of_shard) == min(workers, shards)
+
+
+def test_a_run_of_one_task_has_no_turns() -> None:
     alone = plan_of("--env", "toy:point", "--workers", "2")
     assert env_cycles(alone, 0, 0, 1) is None
 
@@ -173,6 +200,18 @@ def test_code_of_a_task_does_not_run_unasked(
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigurationError, match="does not say which"):
         evaluate(run, episodes=1)
+    toy = {"env": "toy:point", "settings": {}}
+    listed = {"env": f"mt:{tmp_path / 'evil.toml'}", "settings": {}}
+    for env, tasks, said in (
+        ("evil:Env", {"a": toy}, "env.tasks is for a list of envs"),
+        ("mt:dmc10", {"a": listed, "b": toy}, "which cannot be one of several tasks"),
+        ("mt:dmc10", {"a": toy, "b": {"env": "rllib:x", "settings": {}}}, "RLlib's envs are known"),
+    ):
+        config["run"]["env"] |= {"env": env, "tasks": tasks}
+        (run / "config.json").write_text(json.dumps(config))
+        for read in (evaluate, load_policy):
+            with pytest.raises(ConfigurationError, match=said):
+                read(run)
     assert not list(tmp_path.glob("*.ran"))
     sign_run(tmp_path, "toy:point,evil:Env")
     assert (tmp_path / "owner.sig").exists()
@@ -194,6 +233,41 @@ def test_every_task_is_trained_by_its_share_and_a_shard_that_is_opened_again_dra
         np.testing.assert_array_equal(column, drawn[1][name])
     counts = np.bincount(drawn[0]["obs/task"][:, 0], minlength=3)
     assert counts.min() > 50
+
+
+def test_every_task_is_drawn_as_often_however_much_is_stored_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While rows arrive, after the shard is opened again, and when that takes many chunks at
+    once.
+    """
+    plan = plan_of(*TWO)
+    rng = np.random.default_rng(0)
+    store_run = ShardRows.store_run
+
+    def shares() -> list[int]:
+        drawn = shard.sample(SampleRequest(600, (1, 2))).columns["obs/task"]
+        assert (drawn == drawn[:, :1]).all()
+        return np.bincount(drawn[:, 0], minlength=2).tolist()
+
+    shard = build_shard(plan, 0, tmp_path)
+    for task, chunks in ((0, 1000), (1, 100)):
+        stream = StreamId(slot=task, incarnation=1, env=0)
+        for seq in range(chunks):
+            rows = {name: spec.zeros(10) for name, spec in plan.columns.items()}
+            rows["obs"] = rng.random((10, 4), dtype=np.float32)
+            rows["obs/task"][:] = task
+            rows["is_first"] = np.arange(10) == 0
+            shard.append(make_chunk(stream, seq, PolicyVersion(0, 0), rows))
+    assert shares() == [300, 300]
+    for shortest in (1, 10**9):
+        shard.close()
+        monkeypatch.setattr(recovery, "SHORTEST_RUN", shortest)
+        with patch.object(ShardRows, "store_run", autospec=True, side_effect=store_run) as runs:
+            shard = build_shard(plan, 0, tmp_path)
+        assert runs.called == (shortest == 1)
+        assert shares() == [300, 300]
+    shard.close()
 
 
 def test_balanced_replay_needs_several_tasks() -> None:

@@ -22,6 +22,7 @@ from worldloom.envs.guest_suites import suite_defaults
 
 __all__ = [
     "NEUTRAL",
+    "NO_TASKS",
     "RENDERED",
     "SUITES",
     "TASKS_SUITE",
@@ -34,6 +35,12 @@ __all__ = [
 
 TASKS_SUITE = "mt"
 """Of an ``env`` that names several: a list with commas, ``mt:SET`` or ``mt:FILE.toml``."""
+NO_TASKS: Mapping[str, str] = {
+    TASKS_SUITE: "a list cannot be a task of another list",
+    "none": "env none has nothing to play",
+    "rllib": "RLlib's envs are known to Ray's own processes only",
+}
+"""Suites whose envs cannot be a task among others, and why."""
 
 SUITES: Mapping[str, Mapping[str, Any]] = {
     "gym": {},
@@ -174,11 +181,14 @@ class EnvConfig:
         """The env of each task alone; this one where there is but one.
 
         What is set for the whole holds for every task that does not say otherwise.
+
+        Raises:
+            ConfigurationError: If ``tasks`` was damaged.
         """
         if not self.tasks:
             return (self,)
         try:
-            return tuple(
+            parts = tuple(
                 dataclasses.replace(self, env=task["env"], **{**task["settings"], "tasks": {}})
                 for task in self.tasks.values()
             )
@@ -187,6 +197,13 @@ class EnvConfig:
                 f"env.tasks of {self.env!r} cannot be read ({error!r}); restore config.json from "
                 "a copy"
             ) from error
+        for part in parts:
+            if part.suite in NO_TASKS:
+                raise ConfigurationError(
+                    f"env.tasks of {self.env!r} has {part.env!r}, which cannot be one of several "
+                    f"tasks, because {NO_TASKS[part.suite]}; restore config.json from a copy"
+                )
+        return parts
 
     @property
     def played(self) -> str:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.files import write_text
 from worldloom.core.keys import KEY_BYTES, load_key
-from worldloom.envs.config import EnvConfig
+from worldloom.envs.config import TASKS_SUITE, EnvConfig
 
 __all__ = [
     "UntrustedEnvError",
@@ -27,6 +28,7 @@ __all__ = [
     "is_within_own",
     "module_of",
     "modules_of",
+    "names_code",
     "sign_run",
     "with_consent",
 ]
@@ -53,35 +55,51 @@ def module_of(env: str) -> str | None:
 
 
 def modules_of(envs: str) -> tuple[str, ...]:
-    """As :func:`module_of`, of all envs of a list with commas."""
-    found = dict.fromkeys(module_of(env) for env in envs.split(","))
+    """As :func:`module_of`, of all envs of a list with commas.
+
+    Raises:
+        ConfigurationError: If one of them is a list by name, whose envs no one has told.
+    """
+    names = envs.split(",")
+    unread = next((name for name in names if EnvConfig(env=name).suite == TASKS_SUITE), None)
+    if unread is not None:
+        raise ConfigurationError(
+            f"env {unread!r} names several tasks, and nothing here says which; restore the folder "
+            "from a copy"
+        )
+    found = dict.fromkeys(module_of(env) for env in names)
     return tuple(module for module in found if module is not None)
 
 
 def sign_run(folder: Path, env: str, agent_module: str | None = None) -> None:
-    """Note in a new run folder that this user made it; a home that cannot be written to leaves it
-    unsigned, so that it asks later.
+    """Note in a run folder that this user made it, beside what was noted before: its env may be a
+    list that has grown. A home that cannot be written to leaves it unsigned, so that it asks later.
 
     Args:
         folder: Of the run.
         env: As ``played`` of its env has it.
         agent_module: Where its agent comes from, if that is none of ours.
     """
-    if not modules_of(env) and agent_module is None:
+    if not names_code(env, agent_module) or is_own(folder, env, agent_module):
         return
     key = _key(makes=True)
     if key is not None:
-        (folder / SIGNATURE_FILE).write_text(_signature(key, env, agent_module) + "\n")
+        lines = [*_signatures(folder), _signature(key, env, agent_module)]
+        write_text(folder / SIGNATURE_FILE, "".join(f"{line}\n" for line in lines))
+
+
+def names_code(env: str, agent_module: str | None = None) -> bool:
+    """True when an env of this name, or an agent, runs code that is none of ours."""
+    return bool(modules_of(env)) or agent_module is not None
 
 
 def is_own(folder: Path, env: str, agent_module: str | None = None) -> bool:
     """True when this user made the run on this machine, in this env and with this agent."""
     key = _key(makes=False)
-    try:
-        found = (folder / SIGNATURE_FILE).read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
+    if key is None:
         return False
-    return key is not None and hmac.compare_digest(found, _signature(key, env, agent_module))
+    own = _signature(key, env, agent_module)
+    return any(hmac.compare_digest(found, own) for found in _signatures(folder))
 
 
 def is_within_own(folder: Path, env: str, agent_module: str | None = None) -> bool:
@@ -156,6 +174,14 @@ def _place_of(module: str) -> str:
     except (ImportError, ValueError):
         found = None
     return f"({found.origin or 'a folder'})" if found else "(not found from here)"
+
+
+def _signatures(folder: Path) -> list[str]:
+    """The lines of its file; none where it cannot be read."""
+    try:
+        return (folder / SIGNATURE_FILE).read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return []
 
 
 def _signature(key: bytes, env: str, agent_module: str | None) -> str:

@@ -94,7 +94,8 @@ def make_env(
     """
     if num_envs < 1:
         raise ConfigurationError(f"num_envs must be >= 1, got {num_envs}")
-    config = probed(config) if config.suite == TASKS_SUITE else config.resolved()
+    config = probed(config)
+    config = config if config.tasks else config.resolved()
     if config.tasks and cycles is None:
         cycles = turns(len(config.tasks), envs=range(num_envs), all_envs=num_envs)
     cycles = cycles or ()
@@ -149,8 +150,9 @@ def probe_env(config: EnvConfig) -> tuple[EnvSpec, int | None]:
     Returns:
         The spec, and that number; None for every other env.
     """
-    if config.suite == TASKS_SUITE:
-        return joined_spec(probed(config)), None
+    config = probed(config)
+    if config.tasks:
+        return joined_spec(config), None
     with kept(config.env):
         env = make_env(config, seed=0, is_exact=False)
         env.close()
@@ -170,7 +172,8 @@ def probed(
     is built once.
 
     Args:
-        config: Whose ``env`` names a list; another is returned as it is.
+        config: Whose ``env`` names a list; another is returned as it is, and of a list of one
+            that env.
         look: Resolves the settings of one task as they were typed, and says what
             :func:`probe_env` does of its env.
 
@@ -181,7 +184,7 @@ def probed(
     if config.suite != TASKS_SUITE:
         return config
     config = config if config.tasks else with_tasks(config)
-    if has_sizes(config):
+    if has_sizes(config):  # also a list of one, which is that env
         return config
     tasks: dict[str, Any] = {}
     for (name, entry), part in zip(config.tasks.items(), config.parts(), strict=True):

@@ -21,7 +21,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError, nearest
 from worldloom.core.specs import ACTION, OBS, TASK, TASK_NAME, ArraySpec, EnvSpec, TaskSpec
-from worldloom.envs.config import TASKS_SUITE, EnvConfig
+from worldloom.envs.config import NO_TASKS, TASKS_SUITE, EnvConfig
 from worldloom.envs.task_sets import TASK_SETS
 
 __all__ = [
@@ -37,12 +37,6 @@ __all__ = [
 
 SCORES: Mapping[str, tuple[float, float]] = {"dmc": (0.0, 1000.0)}
 """Suite -> the returns that count as 0 and as 100 in its tasks."""
-REFUSED: Mapping[str, str] = {
-    TASKS_SUITE: "a list cannot be a task of another list",
-    "none": "env none has nothing to play",
-    "rllib": "RLlib's envs are known to Ray's own processes only",
-}
-"""Suites whose envs cannot be a task among others, and why."""
 NAMED = 10
 """Tasks that a sentence names."""
 LONGEST_NAME = 60
@@ -329,10 +323,10 @@ def _range(where: str, score: Any) -> list[float]:
 
 
 def _refuse_suite(where: str, config: EnvConfig) -> None:
-    if config.suite in REFUSED:
+    if config.suite in NO_TASKS:
         raise ConfigurationError(
             f"env: {where}: {config.env!r} cannot be one of several tasks, because "
-            f"{REFUSED[config.suite]}; leave it out"
+            f"{NO_TASKS[config.suite]}; leave it out"
         )
 
 

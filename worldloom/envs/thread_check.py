@@ -106,7 +106,7 @@ def needs_main_thread(config: EnvConfig) -> str:
         ConfigurationError: If it fails in both.
     """
     if config.tasks:
-        foreign = [part for part in config.parts() if part.suite in SUITES]
+        foreign = [part for part in config.parts() if _is_foreign(part.suite)]
         return next(filter(None, map(needs_main_thread, foreign)), "")
     reason = _in_a_thread(lambda: _try(config))
     failure = _try(config) if reason else ""

@@ -119,7 +119,7 @@ class SavedAgent:
 
     def check_code(self, *, trust_env: bool) -> None:
         """Refuse to run code that the folder names and this user has not agreed to: an agent from
-        outside, and the env where it has to be built to see its spaces.
+        outside, and the env where it has to be built to see its spaces: of several tasks always.
 
         Raises:
             UntrustedEnvError: Names the modules, and how to agree.
@@ -129,7 +129,7 @@ class SavedAgent:
             self.env.played,
             self.agent_module,
             trust_env=trust_env,
-            runs_env=not self.env.spaces,
+            runs_env=bool(self.env.tasks) or not self.env.spaces,
         )
 
     def build(self, *, device: str, seed: int) -> Any:

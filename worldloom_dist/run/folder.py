@@ -26,7 +26,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import write_json, write_text
 from worldloom.core.json_text import read_object, to_json
 from worldloom.core.specs import EnvSpec
-from worldloom.envs.consent import sign_run
+from worldloom.envs.consent import is_own, names_code, sign_run
 from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.versions import versions
 
@@ -133,6 +133,7 @@ class RunFolder:
             The run's id.
         """
         known = self.read_json("config.json")
+        is_mine = self._is_mine(known)
         run_id: str = known.get("run_id") or f"{self.path.name}-{uuid.uuid4().hex[:6]}"
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         with (self.path / "command.txt").open("a") as file:
@@ -141,9 +142,21 @@ class RunFolder:
         write_text(self.path / "versions.txt", versions(started_in))
         facts = {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent}
         write_json(self.path / "config.json", facts)
-        if not known:
+        if is_mine:
             sign_run(self.path, config.env.played, outside_module(config.agent))
         return run_id
+
+    def _is_mine(self, known: Mapping[str, Any]) -> bool:
+        """True of a run that this user made, or that names no code of others.
+
+        Args:
+            known: Its ``config.json``; empty for a new run.
+        """
+        if not known.get("run"):
+            return not known
+        before = RunConfig.from_dict(known["run"])
+        named = (before.env.played, outside_module(before.agent))
+        return not names_code(*named) or is_own(self.path, *named)
 
     def _lock(self) -> None:
         """Hold the folder for the life of this process: the file stays open, and the lock goes with

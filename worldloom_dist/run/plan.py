@@ -28,7 +28,7 @@ from worldloom.data.offline_share import OfflineShare, parse_share
 from worldloom.data.rate_limiter import RateLimits
 from worldloom.envs.config import TASKS_SUITE, EnvConfig
 from worldloom.envs.factory import probe_env, probed
-from worldloom.envs.tasks import has_sizes, joined_spec
+from worldloom.envs.tasks import has_sizes, joined_spec, with_tasks
 from worldloom_dist.replay.budget import ReplayBudget
 from worldloom_dist.replay.imports import split_sources
 from worldloom_dist.replay.planning import (
@@ -237,6 +237,8 @@ def resolve(
         observed = recorded
         size = None
     else:
+        if config.env.suite == TASKS_SUITE and not config.env.tasks:
+            config = dataclasses.replace(config, env=with_tasks(config.env))
         env, observed, size = resolve_env(config.env, env_defaults(agent))
         if env.tasks:
             own = dataclasses.replace(config.env, tasks=env.tasks)
@@ -362,9 +364,9 @@ def resolve_env(
         The settings, and what :func:`~worldloom.envs.factory.probe_env` says about the env with
         them.
     """
-    if own.suite == TASKS_SUITE:
-        env = probed(own, lambda part: resolve_env(part, published))
-        return env, joined_spec(env), None
+    own = probed(own, lambda part: resolve_env(part, published))
+    if own.tasks:
+        return own, joined_spec(own), None
     alone = own.resolved()
     defaults = dict(published.get(own.family, {}))
     spec, size = probe_env(alone)

@@ -30,13 +30,13 @@ def env_cycles(
     if not plan.env_spec.tasks:
         return None
     config = plan.config
-    shards = config.replay.shards if config.workers >= config.replay.shards else 1
+    shards = config.replay.shards
     workers = len(range(slot % shards, config.workers, shards))
     own = slot // shards * config.envs_per_worker + first_env
     return turns(
         len(plan.env_spec.tasks),
         envs=range(own, own + num_envs),
-        all_envs=max(1, workers) * config.envs_per_worker,
+        all_envs=workers * config.envs_per_worker,
     )
 
 
@@ -62,9 +62,12 @@ def task_problem(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def has_same_tasks(plan: Plan, facts: Mapping[str, Any]) -> bool:
-    """True when the score of a checkpoint is of the run's present tasks."""
-    tasks = (facts.get("env") or {}).get("tasks") or ()
-    return [task["name"] for task in tasks] == [task.name for task in plan.env_spec.tasks]
+    """True when the score of a checkpoint is of the present tasks, on their present scales."""
+    then = (facts.get("env") or {}).get("tasks") or ()
+    now = [task.to_dict() for task in plan.env_spec.tasks]
+    return [(one["name"], one.get("score")) for one in then] == [
+        (one["name"], one["score"]) for one in now
+    ]
 
 
 def task_lines(plan: Plan) -> list[str]:

@@ -9,10 +9,12 @@ import pytest
 from tests.guest_packages import install
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.guests import ENV_SUITES
+from worldloom.envs import thread_check
 from worldloom.envs.building import EnvBuildError
 from worldloom.envs.config import EnvConfig, suite_names
 from worldloom.envs.consent import module_of
-from worldloom.envs.factory import make_env, probe_env
+from worldloom.envs.factory import make_env, probe_env, probed
+from worldloom.envs.thread_check import needs_main_thread
 
 WALK = """
 import gymnasium
@@ -140,3 +142,40 @@ def test_defaults_that_are_none_are_told(defaults: str, text: str, site: Path) -
     install(site, "other-walks", ENV_SUITES, {"wrong": name})
     with pytest.raises(ConfigurationError, match=text):
         EnvConfig(env="wrong:3").resolved()
+
+
+SIGNALS = """
+import signal
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Signals(gymnasium.Env):
+    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        signal.signal(signal.SIGUSR2, signal.getsignal(signal.SIGUSR2))
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def make(config):
+    return Signals()
+"""
+
+
+def test_among_several_tasks_foreign_ones_alone_are_tried_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / f"signals_{tmp_path.name}.py").write_text(SIGNALS)
+    install(tmp_path, "my-signals", ENV_SUITES, {"signals": f"signals_{tmp_path.name}"})
+    reason = needs_main_thread(probed(EnvConfig(env="toy:point,signals:one")))
+    assert "signal only works in main thread" in reason
+    toys = probed(EnvConfig(env="toy:point,toy:counting"))
+    monkeypatch.setattr(thread_check, "_try", lambda config: pytest.fail(config.env))
+    assert needs_main_thread(toys) == ""

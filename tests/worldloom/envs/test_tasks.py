@@ -261,6 +261,18 @@ BAD_LISTS = {
 }
 
 
+def test_a_file_of_one_task_is_that_env_wherever_it_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "one.toml"
+    file.write_text('[near]\nenv = "toy:point"\ntime_limit = 7\n', encoding="utf-8")
+    config = EnvConfig(env=f"mt:{file}")
+    spec = env_spec(config)
+    assert spec == env_spec(EnvConfig(env="toy:point", time_limit=7))
+    assert probe_env(probed(config)) == (spec, None)
+    env = make_env(config, num_envs=2, seed=0)
+    assert (env.spec, env.num_envs) == (spec, 2)
+    env.close()
+
+
 @pytest.mark.parametrize("env", BAD_LISTS)
 def test_a_bad_list_gives_one_sentence(env: str) -> None:
     with pytest.raises(ConfigurationError, match=BAD_LISTS[env]):

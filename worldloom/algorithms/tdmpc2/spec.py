@@ -294,11 +294,12 @@ def _resolve_tasks(config: TDMPC2AgentConfig, env: EnvSpec) -> TDMPC2AgentConfig
             config.name,
         )
     # what follows from the list stays as it was when tasks join later
-    limits = [task.episode_limit or UNKNOWN_LIMIT for task in env.tasks if not task.joined]
+    first = [task for task in env.tasks if not task.joined]
+    limits = [task.episode_limit or UNKNOWN_LIMIT for task in first]
     is_small = len(limits) <= SMALL_TASK_SET
     published = SMALL_TASK_DIM if is_small and config.name in SMALL_TASK_NAMES else TASK_DIM
     config = replace(config, episodic="off", task_dim=config.task_dim or published)
-    is_gym = all(family_of(task.env) == "gym" for task in env.tasks)
+    is_gym = all(family_of(task.env) == "gym" for task in first)
     prefill = config.prefill_agent_steps or max(1000, 5 * sum(limits))
     return _filled(config, env, prefill, is_gym=is_gym)
 

@@ -237,6 +237,8 @@ def test_settings_follow_the_tasks() -> None:
     assert resolve(make_agent_config("tdmpc2:1m"), env).task_dim == 96  # type: ignore[arg-type]
     gym = tasks_env(task("a", env="Pendulum-v1"), task("b", env="mujoco:Ant-v5"))
     assert resolve(make_agent_config("tdmpc2:5m"), gym).rho == 0.7  # type: ignore[arg-type]
+    grown = tasks_env(task("a", env="Pendulum-v1"), task("b", env="dmc:cup-catch", joined=9))
+    assert resolve(make_agent_config("tdmpc2:5m"), grown).rho == 0.7  # type: ignore[arg-type]
 
 
 def test_only_an_agent_that_says_so_knows_tasks() -> None:
