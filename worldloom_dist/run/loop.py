@@ -20,7 +20,12 @@ from worldloom_dist.run.console import PROGRESS, show_nothing
 from worldloom_dist.run.evaluations import EvaluationRunner, Evaluations
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.intervals import Interval
-from worldloom_dist.run.outcome import check_episodes, check_windows, shortfall
+from worldloom_dist.run.outcome import (
+    check_episodes,
+    check_files_loaded,
+    check_windows,
+    shortfall,
+)
 from worldloom_dist.run.plan import Plan
 from worldloom_dist.run.report import Report
 from worldloom_dist.run.signals import StopFlag
@@ -191,9 +196,11 @@ class Run:
         """Read how far the run is, and do what is due then."""
         self.runtime.look()
         self._notice_restored()
-        if not self.report.counts.train_steps and self.runtime.num_windows is not None:
-            agent_steps = self.report.counts.counters.agent_steps
-            check_windows(self.plan, agent_steps, self.runtime.num_windows)
+        counts, windows = self.report.counts, self.runtime.num_windows
+        if windows is not None:
+            check_files_loaded(self.plan, counts.train_steps, windows, self.report.left_out)
+            if not counts.train_steps:
+                check_windows(self.plan, counts.counters.agent_steps, windows)
         if not self.plan.is_offline:
             check_episodes(
                 self.plan,

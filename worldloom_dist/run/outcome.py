@@ -15,7 +15,14 @@ from typing import Any
 from worldloom.core.exceptions import ConfigurationError, TrainingError
 from worldloom_dist.run.plan import Plan
 
-__all__ = ["check_episodes", "check_trains", "check_windows", "is_as_asked", "shortfall"]
+__all__ = [
+    "check_episodes",
+    "check_files_loaded",
+    "check_trains",
+    "check_windows",
+    "is_as_asked",
+    "shortfall",
+]
 
 LEAST_PATIENCE_STEPS = 1000
 PATIENCE_WINDOWS = 4
@@ -74,6 +81,29 @@ def _earlier(plan: Plan) -> str:
     names = {field.name for field in dataclasses.fields(settings)}
     wanted = ("prefill_agent_steps",) if "prefill_agent_steps" in names else BATCH_FIELDS
     return ", ".join(f"--agent.{name.replace('_', '-')}" for name in wanted if name in names)
+
+
+def check_files_loaded(
+    plan: Plan, train_steps: int, windows: int, left_out: Mapping[str, str]
+) -> None:
+    """Refuse to wait for rows of files that were not imported, while nothing else makes rows.
+
+    Args:
+        plan: Of the run.
+        train_steps: Updates made so far.
+        windows: That can be sampled now, over all shards.
+        left_out: Files that could not be imported, with the reason.
+
+    Raises:
+        TrainingError: If there is no window, a file was left out, and nothing acts until updates
+            are made.
+    """
+    waits = plan.is_offline or train_steps < plan.config.offline_steps
+    if waits and not windows and left_out:
+        raise TrainingError(
+            f"replay.load: nothing can be trained without {', '.join(left_out)}, which could not be "
+            f"imported ({'; '.join(left_out.values())}); start a new run when that is done"
+        )
 
 
 def check_windows(plan: Plan, agent_steps: int, windows: int) -> None:

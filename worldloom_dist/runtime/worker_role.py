@@ -218,7 +218,8 @@ class WorkerRole:
 
     def _wait_for_offline_updates(self) -> None:
         """Wait for the weights that the updates before the first step come to: batches are admitted
-        before they are trained on, so a permit to act comes earlier.
+        before they are trained on, so a permit to act comes earlier, and an agent that acts from
+        the first step on has published weights before its first update.
         """
         if not self._plan.config.offline_steps:
             return
@@ -226,10 +227,10 @@ class WorkerRole:
         version = NO_POLICY
         self._on_wait(True)
         try:
-            while version == NO_POLICY and not self._stopping.is_set():
+            while not self._plan.is_pretrained(version.update) and not self._stopping.is_set():
                 with contextlib.suppress(RoleGoneError):
                     version = weights.version()
-                if version == NO_POLICY:
+                if not self._plan.is_pretrained(version.update):
                     self._stopping.wait(self._ask_every_s)
             if self._plan.inference == "central":  # until the servers have pulled them too
                 self._stopping.wait(self._plan.pull_interval_s)

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+from tests.worldloom_dist.local_runs import write_pendulum_rows
 from tests.worldloom_dist.small_runs import start
 from worldloom.core.exceptions import ConfigurationError, TrainingError
 from worldloom.envs.faults import FailureTracker
@@ -20,6 +21,7 @@ from worldloom_dist.lockstep import evaluator as module
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.outcome import (
     check_episodes,
+    check_files_loaded,
     check_trains,
     check_windows,
     is_as_asked,
@@ -127,6 +129,21 @@ def test_no_window_is_waited_for_only_so_long():
         check_windows(plan, 1100, 0)
     many = dataclasses.replace(plan, config=dataclasses.replace(plan.config, workers=64))
     check_windows(many, 5000, 0)  # the rows are spread over many envs
+
+
+def test_files_that_were_left_out_are_not_waited_for_while_nothing_acts(tmp_path):
+    rows = write_pendulum_rows(tmp_path / "rows.npz")
+    load = ["--replay.load", rows]
+    bad = {"rows.npz": "rows.npz: column 'obs' holds a number that is not finite"}
+    refused = pytest.raises(TrainingError, match=r"trained without rows.npz, .* \(rows.npz: column")
+    first = plan_of("--env", "gym:Pendulum-v1", *load, "--offline-steps", "30")
+    for plan in (first, plan_of("--env", "none", *load, "--train-steps", "9")):
+        with refused:
+            check_files_loaded(plan, 0, 0, bad)
+        check_files_loaded(plan, 0, 0, {})
+        check_files_loaded(plan, 0, 1, bad)
+    check_files_loaded(first, 30, 0, bad)  # the env makes rows by now
+    check_files_loaded(plan_of("--env", "gym:Pendulum-v1", *load), 0, 0, bad)
 
 
 def test_every_thing_that_was_asked_for_and_not_done_is_named():
