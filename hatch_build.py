@@ -5,8 +5,13 @@
 ``worldloom-dist`` holds ``worldloom_dist`` and depends on the other two in its own version. From a
 checkout ``pip install .`` and ``pip install -e .`` give all three packages and what they need, so
 that there is nothing to install twice, and no copy of the library beside the edited one.
+
+``WORLDLOOM_URL=https://HOST/OWNER/worldloom make dist`` gives packages that say where the project
+lives: a page on an index shows the README away from its repository, so its links become absolute.
 """
 
+import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,9 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 PARTS = ("worldloom", "worldloom_client")
+ADDRESS = "WORLDLOOM_URL"
+"""Variable with the address of the repository; where it is not set, links stay relative."""
+LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|mailto:|#)([^)]+)\)")
 
 
 def is_checkout(root: str) -> bool:
@@ -29,8 +37,18 @@ def project(root: str, part: str) -> dict[str, Any]:
     return found
 
 
+def with_absolute_links(text: str, address: str) -> str:
+    """Markdown whose relative links lead to files of a repository."""
+
+    def absolute(found: re.Match[str]) -> str:
+        view = "raw" if found[1] else "blob"
+        return f"{found[1]}[{found[2]}]({address}/{view}/main/{found[3]})"
+
+    return LINK.sub(absolute, text)
+
+
 class Metadata(MetadataHookInterface):
-    """Dependencies and console scripts."""
+    """Dependencies, console scripts, README and addresses."""
 
     def update(self, metadata: dict[str, Any]) -> None:
         """Add what the other parts need, or the parts themselves."""
@@ -43,6 +61,16 @@ class Metadata(MetadataHookInterface):
             needed += [f"{part['name']}=={metadata['version']}" for part in parts]
             metadata["scripts"] = {}
         metadata["dependencies"] = sorted(set(needed))
+        text = (Path(self.root) / "README.md").read_text()
+        address = os.environ.get(ADDRESS, "").rstrip("/")
+        if address:
+            text = with_absolute_links(text, address)
+            metadata["urls"] = {
+                "Homepage": address,
+                "Changelog": f"{address}/blob/main/CHANGELOG.md",
+                "Issues": f"{address}/issues",
+            }
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}
 
 
 class Contents(BuildHookInterface[Any]):

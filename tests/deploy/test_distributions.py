@@ -1,6 +1,7 @@
 """Three distributions are built from one repository; a checkout installs as one."""
 
 import email
+import re
 import subprocess
 import sys
 import tomllib
@@ -102,6 +103,29 @@ def test_a_checkout_is_one_wheel(tmp_path: Path) -> None:
     assert not any(line.startswith("worldloom") for line in required)
     assert any(line.startswith("torch") for line in required)
     assert "worldloom = worldloom.commands:main" in scripts
+
+
+@pytest.mark.parametrize("address", ["", "https://example.org/we/worldloom/"])
+def test_links_of_the_readme_are_absolute_where_an_address_is_given(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("WORLDLOOM_URL", address)
+    built(release, tmp_path)
+    (path,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        text = wheel.read(name).decode()
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 20
+    relative = [link for link in links if not link.startswith(("http", "#"))]
+    assert bool(relative) == (not address)
+    if address:
+        assert "https://example.org/we/worldloom/blob/main/docs/guide/first-run.md" in links
+        assert "https://example.org/we/worldloom/raw/main/docs/cup-catch.gif" in links
+        for link in links:
+            place = link.partition("/main/")[2]
+            assert not place or (ROOT / place).exists(), link
+    assert ("Project-URL: Homepage, https://example.org/we/worldloom\n" in text) == bool(address)
 
 
 def test_a_release_is_three_wheels(release: Path, tmp_path: Path) -> None:
