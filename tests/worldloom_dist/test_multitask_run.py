@@ -303,3 +303,10 @@ def test_rows_of_several_tasks_are_exported_and_not_trained_on_without_their_env
     assert launch([*words, "--run-dir", str(tmp_path / "run")]) == 2
     assert "replay.load: the rows are of 3 tasks" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_help_of_a_list_has_no_flags_for_its_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        launch([*TWO, "--help"])
+    assert ended.value.code == 0
+    assert "--env.tasks" not in capsys.readouterr().out

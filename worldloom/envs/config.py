@@ -222,6 +222,9 @@ class EnvConfig:
         suite, name = _split(self.env)
         if self.tasks and suite != TASKS_SUITE:
             return [f"env.tasks is for a list of envs, and env {self.env!r} is one; leave it out"]
+        strange = [name for name, entry in self.tasks.items() if not _is_task(entry)]
+        if strange:
+            return [f"env.tasks: {strange[0]!r} is no task; restore config.json from a copy"]
         if suite == "none":
             return []
         if suite == "module":
@@ -317,6 +320,15 @@ def family_of(env: str) -> str:
     """
     suite = _split(env)[0]
     return FAMILIES.get(suite, suite)
+
+
+def _is_task(entry: Any) -> bool:
+    """True for what can say which env a task is."""
+    return (
+        isinstance(entry, Mapping)
+        and isinstance(entry.get("env"), str)
+        and isinstance(entry.get("settings"), Mapping)
+    )
 
 
 def _split(env: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import stat
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -255,8 +256,14 @@ def _of_list(envs: Sequence[str]) -> dict[str, Entry]:
 
 def _of_file(path: Path) -> dict[str, Entry]:
     try:
-        if path.stat().st_size > MOST_FILE_BYTES:
-            raise ConfigurationError(f"env: {path} is too large for a list of tasks")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise ConfigurationError(f"env: {path} is no file; name a TOML file")
+        if status.st_size > MOST_FILE_BYTES:
+            raise ConfigurationError(
+                f"env: {path} has {status.st_size} bytes, and a list of tasks at most "
+                f"{MOST_FILE_BYTES}; name a TOML file with a table per task"
+            )
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(

@@ -142,6 +142,8 @@ def _print_help(words: Sequence[str]) -> None:
     pairs, mistakes = _split(words)
     default = _base(dict(pairs), mistakes)[0]
     default = _read([pair for pair in pairs if not pair[0].startswith("--agent.")], default, [])
+    # tasks are no flags
+    default = dataclasses.replace(default, env=dataclasses.replace(default.env, tasks={}))
     out = io.StringIO()
     try:
         with contextlib.redirect_stdout(out):

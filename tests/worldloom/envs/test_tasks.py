@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,19 @@ def test_a_bad_file_gives_one_sentence(text: str, tmp_path: Path) -> None:
         read_tasks(f"mt:{file}")
 
 
+def test_what_is_no_list_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "large.toml").write_bytes(b"#" * 1_000_001)
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000, encoding="utf-8")
+    said = {"pipe": "is no file", "folder": "is no file", "large": "has 1000001 bytes"}
+    said |= {"bytes": "is no TOML file", "deep": "is no TOML file"}
+    for name, sentence in said.items():
+        with pytest.raises(ConfigurationError, match=sentence):
+            read_tasks(f"mt:{tmp_path / name}.toml")
+
+
 @pytest.mark.parametrize(
     ("env", "said"),
     [
@@ -307,8 +321,15 @@ def test_a_task_that_cannot_be_padded_is_refused(env: str, said: str) -> None:
 def test_tasks_of_one_env_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"env\.tasks is for a list of envs"):
         EnvConfig(env="toy:point", tasks={"a": {}})
+    for entry in (3, {}, {"env": "toy:point"}, {"env": 3, "settings": {}}):
+        with pytest.raises(ConfigurationError, match=r"env\.tasks: 'a' is no task"):
+            EnvConfig(env="mt:dmc10", tasks={"a": entry})
+    damaged = {"a": {"env": "toy:point", "settings": {"speed": 3}}}
     with pytest.raises(ConfigurationError, match=r"env\.tasks of 'mt:dmc10' cannot be read"):
-        EnvConfig(env="mt:dmc10", tasks={"a": 3}).parts()
+        EnvConfig(env="mt:dmc10", tasks=damaged).parts()
+    damaged["a"] = {"env": "toy:point", "settings": {}, "obs": [["obs"]], "action": []}
+    with pytest.raises(ConfigurationError, match=r"env\.tasks of 'mt:dmc10' cannot be read"):
+        joined_spec(EnvConfig(env="mt:dmc10", tasks=damaged))
 
 
 @pytest.mark.parametrize("setting", [{"pixels": True}, {"camera": 1}, {"noops": 3}])
