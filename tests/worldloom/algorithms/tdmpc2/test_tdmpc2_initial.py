@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.golden_support import golden_file
+from tests.golden_support import assert_agrees, golden_file
 from tests.worldloom.algorithms.tdmpc2.golden_table import FORWARD, golden, tensor
 from tests.worldloom.algorithms.tdmpc2.test_tdmpc2_golden_forward import check_networks
 from tests.worldloom.algorithms.tdmpc2.test_tdmpc2_official import architecture, official_state
@@ -344,8 +344,7 @@ def test_an_authors_file_of_one_task_fits_an_env_with_keys() -> None:
     expected = golden("forward_single.npz")
     row = tensor(expected["in_obs"])
     z = agent.model.encode({"c": row[:, :6], "a": row[:, 6:10], "b": row[:, 10]})
-    want = tensor(expected["out_z"])
-    assert (z - want).abs().max() < FORWARD * want.abs().max() * 10
+    assert_agrees(z, expected["out_z"], tolerance=FORWARD, name="out_z")
 
 
 def authors_file(folder: Path, **changes: Any) -> Path:
