@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from tests.worldloom_dist.local_runs import start
+from tests.worldloom_dist.mortal_envs import MortalEnv
 from tests.worldloom_dist.tiny_runs import TINY
-from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError
 from worldloom.core.sequence import PolicyVersion, StreamId
 from worldloom.data.codec import make_chunk
 from worldloom.envs.config import EnvConfig
@@ -31,7 +32,7 @@ from worldloom_dist.replay import recovery
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.shard_rows import ShardRows
 from worldloom_dist.replay.verify import verify_run
-from worldloom_dist.run.builders import build_shard
+from worldloom_dist.run.builders import build_evaluator, build_shard
 from worldloom_dist.run.claim import run_name
 from worldloom_dist.run.cli import parse, read_config
 from worldloom_dist.run.closing import result_line
@@ -331,6 +332,46 @@ def test_a_video_of_each_task_is_named_after_it(
 def test_an_evaluation_that_takes_too_long_names_the_task(made: Path) -> None:
     with pytest.raises(EvaluationStoppedError, match=r"longer than 1e-06 s: .*task point, 0 of 3"):
         evaluate(made, timeout_s=1e-6)
+
+
+@pytest.fixture
+def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A list whose second task dies where ``MortalEnv.healthy`` says."""
+    monkeypatch.setattr(MortalEnv, "healthy", 1_000_000)
+    file = tmp_path / "mortal.toml"
+    lines = ['[well]\nenv = "toy:point"', f'[ill]\nenv = "{MortalEnv.__module__}:MortalEnv"']
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+def test_a_task_that_lost_its_last_env_is_told(
+    mortal: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [*TINY["tdmpc2:ci"], "--env", f"mt:{mortal}", "--envs-per-worker", "2"]
+    more = ["--env-steps", "200", "--actors.max-env-failures", "2"]
+    run = start(tmp_path / "run", *words, *more)
+    MortalEnv.healthy = 0
+    assert run.run() == "completed"
+    told = [record.getMessage() for record in caplog.records if "no env is left" in record.msg]
+    (sentence,) = told
+    assert "plays task ill" in sentence
+    assert "task 'ill': RuntimeError: broken on purpose" in sentence
+    quarantined = json.loads((tmp_path / "run/summary.json").read_text())["quarantined"]
+    assert "task 'ill'" in quarantined["worker-0/env-1"]
+
+
+def test_an_evaluation_whose_env_dies_names_the_task(
+    mortal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MortalEnv, "STEPS", 3)
+    few = ["--actors.max-env-failures", "1", "--eval-episodes", "1"]
+    plan = plan_of("--env", f"mt:{mortal}", *few)
+    MortalEnv.healthy = 0
+    evaluator = build_evaluator(plan)
+    with pytest.raises(
+        EnvFailureError, match=r"broken on purpose.*\(task ill, 1 of 2 tasks were done\)"
+    ):
+        evaluator.evaluate()
 
 
 def test_the_page_and_the_metrics_tell_the_tasks_apart(made: Path) -> None:
