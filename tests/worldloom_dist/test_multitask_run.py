@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,6 +37,7 @@ from worldloom_dist.run.builders import build_evaluator, build_shard
 from worldloom_dist.run.claim import run_name
 from worldloom_dist.run.cli import parse, read_config
 from worldloom_dist.run.closing import result_line
+from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.plan import Plan, resolve
 from worldloom_dist.run.tasks import env_cycles
 
@@ -170,6 +172,36 @@ def test_a_list_is_as_long_as_its_tasks_together() -> None:
     one = parse(["--env", "dmc:walker-walk", "--agent", "tdmpc2:5m"])
     ten = parse(["--env", "mt:dmc10", "--agent", "tdmpc2:5m"])
     assert (ten.env_steps, ten.eval_every) == (10 * one.env_steps, 10 * one.eval_every)
+
+
+@pytest.mark.parametrize("env", ["dmc:cup-catch,Pendulum-v1", "Pendulum-v1,dmc:cup-catch"])
+def test_a_mixed_list_is_as_long_as_its_tasks_together_in_any_order(env: str) -> None:
+    alone = [parse(["--env", one, "--agent", "tdmpc2:5m"]) for one in env.split(",")]
+    both = parse(["--env", env, "--agent", "tdmpc2:5m"])
+    assert both.env_steps == sum(one.env_steps for one in alone)
+    assert both.eval_every == sum(one.eval_every for one in alone)
+
+
+def test_an_evaluation_has_its_time_for_each_task() -> None:
+    plan = plan_of("--env", LIST, "--eval-timeout-s", "7", "--eval-episodes", "1")
+    assert plan.config.eval_timeout_s == 7
+    assert plan.eval_timeout_s == 21
+    assert plan_of("--env", "toy:point").eval_timeout_s == RunConfig().eval_timeout_s
+    assert parse(["--env", "mt:dmc10"]).eval_timeout_s == RunConfig().eval_timeout_s
+    for tasks, want in (((), "21"), (["point"], "7")):
+        evaluator = build_evaluator(plan, tasks=tasks)
+        with (
+            patch("worldloom_dist.actors.evaluation.time.monotonic", count(0, 10).__next__),
+            pytest.raises(EvaluationStoppedError, match=f"longer than {want} s"),
+        ):
+            evaluator.evaluate()
+
+
+def test_one_task_without_a_limit_cuts_no_other_ones_episodes(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.toml"
+    lines = ['[a]\nenv = "Pendulum-v1"\ntime_limit = 20000', '[b]\nenv = "toy:counting"']
+    file.write_text("\n".join(lines), encoding="utf-8")
+    assert plan_of("--env", f"mt:{file}").eval_max_steps == 20_000
 
 
 def test_published_settings_hold_for_each_task() -> None:

@@ -39,7 +39,7 @@ class RemoteEvaluator:
 
     def __init__(self, plan: Plan, supervisor: Supervisor, asked_at: int = 0) -> None:
         self._supervisor = supervisor
-        self.most_s = plan.config.eval_timeout_s + GRACE_S
+        self.most_s = plan.eval_timeout_s + GRACE_S
         self._open: Any = None
         self._began = 0.0
         self._noted: Any = None
