@@ -111,14 +111,13 @@ def evaluate(
         "eval_episodes": episodes or config.eval_episodes or 10,
         "eval_videos": videos,
         "eval_max_steps": max_steps or config.eval_max_steps,
-        "eval_timeout_s": timeout_s or config.eval_timeout_s,
     }
     plan = resolve(dataclasses.replace(without_replay(config), **asked))
     _check_tasks(plan, tasks)
     folder = find_checkpoint(build_store(plan, run_dir), checkpoint)
     videos_folder = RunFolder(run_dir.absolute()).videos  # an env may change the working directory
     agent, train_steps = restore_agent(plan, folder, device=device)
-    evaluator = build_evaluator(plan, device=device, tasks=tasks)
+    evaluator = build_evaluator(plan, device=device, tasks=tasks, timeout_s=timeout_s)
     if videos:
         check_draws(plan.env, videos)
     evaluator.load_weights(as_published(agent, config.learner.weights_dtype))

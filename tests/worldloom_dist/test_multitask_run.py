@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,8 +16,9 @@ import pytest
 import torch
 
 from tests.worldloom_dist.local_runs import start
+from tests.worldloom_dist.mortal_envs import MortalEnv
 from tests.worldloom_dist.tiny_runs import TINY
-from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError
 from worldloom.core.sequence import PolicyVersion, StreamId
 from worldloom.data.codec import make_chunk
 from worldloom.envs.config import EnvConfig
@@ -32,10 +34,11 @@ from worldloom_dist.replay.__main__ import main as replay
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.shard_rows import ShardRows
 from worldloom_dist.replay.verify import verify_run
-from worldloom_dist.run.builders import build_shard
+from worldloom_dist.run.builders import build_evaluator, build_shard
 from worldloom_dist.run.claim import run_name
 from worldloom_dist.run.cli import parse, read_config
 from worldloom_dist.run.closing import result_line
+from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.plan import Plan, resolve
 from worldloom_dist.run.tasks import env_cycles
 
@@ -170,6 +173,36 @@ def test_a_list_is_as_long_as_its_tasks_together() -> None:
     one = parse(["--env", "dmc:walker-walk", "--agent", "tdmpc2:5m"])
     ten = parse(["--env", "mt:dmc10", "--agent", "tdmpc2:5m"])
     assert (ten.env_steps, ten.eval_every) == (10 * one.env_steps, 10 * one.eval_every)
+
+
+@pytest.mark.parametrize("env", ["dmc:cup-catch,Pendulum-v1", "Pendulum-v1,dmc:cup-catch"])
+def test_a_mixed_list_is_as_long_as_its_tasks_together_in_any_order(env: str) -> None:
+    alone = [parse(["--env", one, "--agent", "tdmpc2:5m"]) for one in env.split(",")]
+    both = parse(["--env", env, "--agent", "tdmpc2:5m"])
+    assert both.env_steps == sum(one.env_steps for one in alone)
+    assert both.eval_every == sum(one.eval_every for one in alone)
+
+
+def test_an_evaluation_has_its_time_for_each_task() -> None:
+    plan = plan_of("--env", LIST, "--eval-timeout-s", "7", "--eval-episodes", "1")
+    assert plan.config.eval_timeout_s == 7
+    assert plan.eval_timeout_s == 21
+    assert plan_of("--env", "toy:point").eval_timeout_s == RunConfig().eval_timeout_s
+    assert parse(["--env", "mt:dmc10"]).eval_timeout_s == RunConfig().eval_timeout_s
+    for tasks, want in (((), "21"), (["point"], "7")):
+        evaluator = build_evaluator(plan, tasks=tasks)
+        with (
+            patch("worldloom_dist.actors.evaluation.time.monotonic", count(0, 10).__next__),
+            pytest.raises(EvaluationStoppedError, match=f"longer than {want} s"),
+        ):
+            evaluator.evaluate()
+
+
+def test_one_task_without_a_limit_cuts_no_other_ones_episodes(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.toml"
+    lines = ['[a]\nenv = "Pendulum-v1"\ntime_limit = 20000', '[b]\nenv = "toy:counting"']
+    file.write_text("\n".join(lines), encoding="utf-8")
+    assert plan_of("--env", f"mt:{file}").eval_max_steps == 20_000
 
 
 def test_published_settings_hold_for_each_task() -> None:
@@ -332,6 +365,46 @@ def test_a_video_of_each_task_is_named_after_it(
 def test_an_evaluation_that_takes_too_long_names_the_task(made: Path) -> None:
     with pytest.raises(EvaluationStoppedError, match=r"longer than 1e-06 s: .*task point, 0 of 3"):
         evaluate(made, timeout_s=1e-6)
+
+
+@pytest.fixture
+def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A list whose second task dies where ``MortalEnv.healthy`` says."""
+    monkeypatch.setattr(MortalEnv, "healthy", 1_000_000)
+    file = tmp_path / "mortal.toml"
+    lines = ['[well]\nenv = "toy:point"', f'[ill]\nenv = "{MortalEnv.__module__}:MortalEnv"']
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+def test_a_task_that_lost_its_last_env_is_told(
+    mortal: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [*TINY["tdmpc2:ci"], "--env", f"mt:{mortal}", "--envs-per-worker", "2"]
+    more = ["--env-steps", "200", "--actors.max-env-failures", "2"]
+    run = start(tmp_path / "run", *words, *more)
+    MortalEnv.healthy = 0
+    assert run.run() == "completed"
+    told = [record.getMessage() for record in caplog.records if "no env is left" in record.msg]
+    (sentence,) = told
+    assert "plays task ill" in sentence
+    assert "task 'ill': RuntimeError: broken on purpose" in sentence
+    quarantined = json.loads((tmp_path / "run/summary.json").read_text())["quarantined"]
+    assert "task 'ill'" in quarantined["worker-0/env-1"]
+
+
+def test_an_evaluation_whose_env_dies_names_the_task(
+    mortal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MortalEnv, "STEPS", 3)
+    few = ["--actors.max-env-failures", "1", "--eval-episodes", "1"]
+    plan = plan_of("--env", f"mt:{mortal}", *few)
+    MortalEnv.healthy = 0
+    evaluator = build_evaluator(plan)
+    with pytest.raises(
+        EnvFailureError, match=r"broken on purpose.*\(task ill, 1 of 2 tasks were done\)"
+    ):
+        evaluator.evaluate()
 
 
 def test_the_page_and_the_metrics_tell_the_tasks_apart(made: Path) -> None:

@@ -15,7 +15,7 @@ from worldloom.core.exceptions import (
     MissingDependencyError,
     StateError,
 )
-from worldloom.core.specs import EnvSpec, all_finite
+from worldloom.core.specs import TASK, EnvSpec, all_finite
 from worldloom.envs.building import FOREIGN_ERRORS, EnvBuildError, error_text
 from worldloom.envs.config import EnvLimits
 from worldloom.envs.faults import EnvFault, FailureTracker
@@ -174,7 +174,10 @@ class LocalVectorEnv:
                 self._fail(row, index, error)
         while (broken := self._not_finite(row)) is not None:
             index, key = broken
-            self._fail(row, index, EnvFailureError(not_finite(key, row.obs[key][index])))
+            why = not_finite(key, row.obs[key][index])
+            if self.spec.tasks:
+                why = f"task {self.spec.tasks[int(row.obs[TASK][index])].name!r}: {why}"
+            self._fail(row, index, EnvFailureError(why))
         if True not in row.live.tolist():
             self._sleep(min(self._book.wait_s(index) for index in range(self.num_envs)))
             return self._sweep(advance)

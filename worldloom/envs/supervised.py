@@ -42,6 +42,8 @@ STEPS_REMEMBERED = 32
 """An env is late after this multiple of the median of the last steps, if that is longer than
 ``EnvLimits.grace_s``.
 """
+NAMED_TASKS = 5
+"""Of an env's tasks, so many are named where one of them failed."""
 
 
 class _Phase(Enum):
@@ -278,7 +280,7 @@ class SupervisedVectorEnv:
         except (EOFError, OSError):
             how = slot.process.how_it_died()
             verdict = slot.process.verdict
-            self._fail(index, "memory" if verdict else "died", verdict or how)
+            self._fail(index, "memory" if verdict else "died", self._told(index, verdict or how))
             return
         if kind == "refused":
             raise content[0]
@@ -300,7 +302,17 @@ class SupervisedVectorEnv:
         slot = self.slots[index]
         assert slot.process is not None
         slot.process.kill_hung()
-        self._fail(index, "hung", f"{slot.doing} took longer than {self._timeouts[slot.doing]:g} s")
+        why = f"{slot.doing} took longer than {self._timeouts[slot.doing]:g} s"
+        self._fail(index, "hung", self._told(index, why))
+
+    def _told(self, index: int, why: str) -> str:
+        """What happened to a process, with the tasks that it played: it cannot say which it was."""
+        if not self._cycles:
+            return why
+        names = list(self._config.tasks)
+        played = [names[task] for task in self._cycles[index][:NAMED_TASKS]]
+        more = "" if len(played) == len(self._cycles[index]) else ", ..."
+        return f"task{'s' if len(played) > 1 else ''} {', '.join(map(repr, played))}{more}: {why}"
 
     def _fail(self, index: int, kind: FaultKind, detail: str) -> None:
         slot = self.slots[index]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from worldloom.core.exceptions import ConfigurationError, ShapeMismatchError, StateError
+from worldloom.core.exceptions import (
+    ConfigurationError,
+    EnvFailureError,
+    MissingDependencyError,
+    ShapeMismatchError,
+    StateError,
+)
 from worldloom.core.specs import ACTION, OBS, TASK, EnvSpec, TaskSpec
+from worldloom.envs.building import FOREIGN_ERRORS, EnvBuildError, error_text
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.tasks import joined_spec
 from worldloom.envs.vector import env_seed
@@ -94,7 +101,10 @@ class TaskAdapter:
         if self._seed is not None and task not in self._seeded:
             own = env_seed(self._seed, task)
         self._seeded.add(task)
-        return self._padded(self._inner(task).reset(own))
+        try:
+            return self._padded(self._inner(task).reset(own))
+        except FOREIGN_ERRORS as error:  # the edge of foreign code
+            self._raise_named(task, error)
 
     def step(
         self, action: Mapping[str, np.ndarray]
@@ -112,7 +122,10 @@ class TaskAdapter:
             shape = env.spec.action[key].shape
             action[key] = native[start : start + size].reshape(shape)
             start += size
-        obs, reward, terminated, truncated = env.step(action)
+        try:
+            obs, reward, terminated, truncated = env.step(action)
+        except FOREIGN_ERRORS as error:  # the edge of foreign code
+            self._raise_named(index, error)
         return self._padded(obs), reward, terminated, truncated
 
     def get_state(self) -> dict[str, Any] | None:
@@ -160,6 +173,15 @@ class TaskAdapter:
                 failed = failed or error
         if failed is not None:
             raise failed
+
+    def _raise_named(self, index: int, error: BaseException) -> NoReturn:
+        """Raise what an env raised, with the name of its task."""
+        said = f"task {self.spec.tasks[index].name!r}: {error_text(error)}"
+        if isinstance(error, EnvBuildError):
+            raise EnvBuildError(said) from error
+        if isinstance(error, ConfigurationError | MissingDependencyError):
+            raise error
+        raise EnvFailureError(said) from error
 
     def _inner(self, index: int) -> EnvAdapter:
         """The env of a task, built when it is first asked for."""

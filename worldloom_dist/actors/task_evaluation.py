@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from worldloom.core.exceptions import EnvFailureError
 from worldloom.core.specs import TaskSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.evaluation.trust import Probes
@@ -64,8 +65,8 @@ class TaskEvaluator:
             spent_s = time.monotonic() - began
             try:
                 played = evaluator.evaluate(episodes, is_stopped=is_stopped, spent_s=spent_s)
-            except EvaluationStoppedError as error:
-                raise EvaluationStoppedError(
+            except (EvaluationStoppedError, EnvFailureError) as error:
+                raise type(error)(
                     f"{error} (task {task.name}, {len(found)} of {len(self._evaluators)} tasks "
                     "were done)"
                 ) from error

@@ -470,7 +470,11 @@ def _most_in_memory(plan: Plan) -> int | None:
 
 
 def build_evaluator(
-    plan: Plan, *, device: str = "cpu", tasks: Collection[str] = ()
+    plan: Plan,
+    *,
+    device: str = "cpu",
+    tasks: Collection[str] = (),
+    timeout_s: float | None = None,
 ) -> Evaluator | TaskEvaluator:
     """The evaluator: own envs, own seeds, ``explore=False``; the same one in training and
     afterwards. Its policy decides on ``device`` for all episodes at once.
@@ -480,7 +484,9 @@ def build_evaluator(
         device: Where the policy decides.
         tasks: Of several, those that are played; all by default. What one comes to does not depend
             on the others.
+        timeout_s: Seconds that all of them may take together; by default as the run says.
     """
+    chosen = [task for task in plan.env_spec.tasks if not tasks or task.name in tasks]
     episodes = plan.config.eval_episodes
     policy = make_policy(
         plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "evaluation_policy")
@@ -509,12 +515,11 @@ def build_evaluator(
             episodes,
             videos=videos,
             max_steps=plan.eval_max_steps,
-            timeout_s=plan.config.eval_timeout_s,
+            timeout_s=timeout_s or plan.config.eval_timeout_s * max(1, len(chosen)),
         )
 
     if not plan.env_spec.tasks:
         return evaluator()
-    chosen = [task for task in plan.env_spec.tasks if not tasks or task.name in tasks]
     return TaskEvaluator([(task, evaluator(plan.env_spec.tasks.index(task))) for task in chosen])
 
 

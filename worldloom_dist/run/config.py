@@ -276,7 +276,7 @@ class RunConfig:
     eval_model: bool = True
     """Hold the agent's model against the episodes of each evaluation; False saves the time."""
     eval_timeout_s: float = 1800.0
-    """Seconds that one evaluation may take before it is given up."""
+    """Seconds that one evaluation may take (per task) before it is given up."""
     seed: int = 1
     """Root of all randomness."""
     runtime: Literal["ray", "local"] = "ray"

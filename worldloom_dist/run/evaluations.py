@@ -128,7 +128,7 @@ class Evaluations:
         config = self._plan.config
         tries = 0
         say = Interval(SAY_EVERY_S)
-        deadline = time.monotonic() + LAST_TRIES * (config.eval_timeout_s + GRACE_S) + START_S
+        deadline = time.monotonic() + LAST_TRIES * (self._plan.eval_timeout_s + GRACE_S) + START_S
         while config.eval_episodes and time.monotonic() < deadline and not stop.is_set:
             if not self._is_open:
                 if self._of(version) or tries == LAST_TRIES or not self.evaluator.is_available:
@@ -139,7 +139,7 @@ class Evaluations:
             if self._is_open and say.is_due():
                 logger.info(
                     "the last evaluation goes on, for at most %.0f s; Ctrl-C leaves it out",
-                    config.eval_timeout_s,
+                    self._plan.eval_timeout_s,
                 )
         self.evaluator.close()
         return self._of(version)

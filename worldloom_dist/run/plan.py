@@ -190,9 +190,13 @@ class Plan:
         """Decisions after which an evaluation episode is cut; never before the env's own limit
         unless that was asked for.
         """
-        return self.config.eval_max_steps or max(
-            LONGEST_EVALUATION_STEPS, self.env_spec.episode_limit or 0
-        )
+        known = [one.episode_limit or 0 for one in self.env_spec.tasks or (self.env_spec,)]
+        return self.config.eval_max_steps or max(LONGEST_EVALUATION_STEPS, *known)
+
+    @property
+    def eval_timeout_s(self) -> float:
+        """Seconds that one evaluation of all tasks may take."""
+        return self.config.eval_timeout_s * max(1, len(self.env_spec.tasks))
 
     def env_steps_at(self, positions: int) -> int:
         """Env steps at which this many trained positions are due: where the run stands, as the

@@ -97,22 +97,13 @@ def default_settings(env: EnvConfig, agent: str, env_steps: int | None = None) -
     """How long a run of this env and agent is, how often it is evaluated, and what replay keeps.
 
     Args:
-        env: The env; of several tasks the first one says, and all of them take a multiple.
+        env: The env; several tasks take as many env steps as all of them alone.
         agent: ``algorithm:preset``.
         env_steps: What the user says instead of the published number.
     """
     algorithm = agent.partition(":")[0]
-    first = env.parts()[0]
-    suite = first.suite
-    if suite == "gym" and first.name.partition("-v")[0].rpartition("/")[2] in MUJOCO_TASKS:
-        suite = "mujoco"
-    found: dict[str, Any] = {}
-    for key in (("", ""), ("", suite), (algorithm, suite)):
-        found |= DEFAULTS.get(key, {})
-    for name in ("env_steps", "eval_every"):  # as published, of each task
-        found[name] *= len(env.parts())
-    if env.tasks:
-        found["eval_timeout_s"] = RunConfig().eval_timeout_s * len(env.tasks)
+    parts = [_published(part, algorithm) for part in env.parts()]
+    found: dict[str, Any] = {name: sum(part[name] for part in parts) for name in parts[0]}
     if env_steps is not None and env_steps > 0:
         found["env_steps"] = env_steps
         found["eval_every"] = max(1, min(found["eval_every"], env_steps // EVALUATIONS))
@@ -122,6 +113,17 @@ def default_settings(env: EnvConfig, agent: str, env_steps: int | None = None) -
     )
     every = RunConfig().learner.checkpoint_every_steps
     found["learner.checkpoint_every_steps"] = max(1_000, min(every, found["env_steps"] // 5))
+    return found
+
+
+def _published(env: EnvConfig, algorithm: str) -> dict[str, int]:
+    """``env_steps`` and ``eval_every`` of one task."""
+    suite = env.suite
+    if suite == "gym" and env.name.partition("-v")[0].rpartition("/")[2] in MUJOCO_TASKS:
+        suite = "mujoco"
+    found: dict[str, int] = {}
+    for key in (("", ""), ("", suite), (algorithm, suite)):
+        found |= DEFAULTS.get(key, {})
     return found
 
 

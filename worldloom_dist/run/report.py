@@ -29,6 +29,7 @@ from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.line import progress_line
 from worldloom_dist.run.pace import Pace
 from worldloom_dist.run.plan import Plan
+from worldloom_dist.run.tasks import TaskWatch
 from worldloom_dist.run.view import View, last_record, shown_losses, title_of
 
 __all__ = ["Report"]
@@ -142,6 +143,7 @@ class Report:
         self.sinks = open_sinks(folder.path, plan.run_id, plan.config.to_dict())
         self._media = MediaWatch(folder.videos)
         self.quarantined: Mapping[str, str] = {}
+        self._tasks = TaskWatch(plan)
         self.inference: Mapping[str, str] = {}
         self.gateway: Mapping[str, int] = {}
         self.left_out: Mapping[str, str] = {}
@@ -157,6 +159,7 @@ class Report:
         env_restarts = self.grown("env_errors_total")
         self.counts = replace(counts, restarts={**counts.restarts, "env": env_restarts})
         self.snapshot = snapshot
+        self._tasks.look(self.quarantined)
         self._watch.update(now, snapshot, counts.blocked_s.get("sample", 0.0))
         if said := self._pace.look(now, counts):
             logger.info("%s", said)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from worldloom.envs.tasks import turns
 from worldloom_dist.run.plan import Plan
 
-__all__ = ["env_cycles", "has_same_tasks", "task_lines", "task_problem"]
+logger = logging.getLogger(__name__)
+
+__all__ = ["TaskWatch", "env_cycles", "has_same_tasks", "task_lines", "task_problem"]
 
 NAMED = 10
 """Tasks that are told one by one."""
@@ -38,6 +41,48 @@ def env_cycles(
         envs=range(own, own + num_envs),
         all_envs=workers * config.envs_per_worker,
     )
+
+
+class TaskWatch:
+    """Warns of a task that has no env left: nothing more is learnt of it but from old rows.
+
+    Args:
+        plan: Of the run.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        config = plan.config
+        self._lost: set[str] = set()
+        self._players: dict[str, set[tuple[str, str]]] = {
+            task.name: set() for task in plan.env_spec.tasks
+        }
+        names = list(self._players)
+        for slot in range(config.workers):
+            for env, cycle in enumerate(env_cycles(plan, slot, 0, config.envs_per_worker) or ()):
+                for task in cycle:
+                    where = (f"worker-{slot}", f"worker-{slot}/env-{env}")
+                    self._players[names[task]].add(where)
+
+    def look(self, quarantined: Mapping[str, str]) -> None:
+        """Warn once of each task that was lost.
+
+        Args:
+            quarantined: Workers and envs that are not started again, with the reason.
+        """
+        if not quarantined:
+            return
+        for task, players in self._players.items():
+            if any(worker not in quarantined and env not in quarantined for worker, env in players):
+                self._lost.discard(task)
+            elif players and task not in self._lost:
+                self._lost.add(task)
+                worker, env = min(players)
+                logger.warning(
+                    "no env is left that plays task %s, so that it is trained on its old rows "
+                    "alone (%s); mend its env and resume the run",
+                    task,
+                    quarantined.get(env) or quarantined[worker],
+                )
 
 
 def task_problem(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

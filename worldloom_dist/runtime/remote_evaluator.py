@@ -44,7 +44,7 @@ class RemoteEvaluator:
 
     def __init__(self, plan: Plan, supervisor: Supervisor, asked_at: int = 0) -> None:
         self._supervisor = supervisor
-        self.most_s = plan.config.eval_timeout_s + GRACE_S
+        self.most_s = plan.eval_timeout_s + GRACE_S
         self._checks_model = plan.config.eval_model
         self._found: dict[str, Any] | None = None
         self._open: Any = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,35 @@ def test_processes_give_the_rows_of_this_process() -> None:
     finally:
         near.close()
         far.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "processes", "said"),
+    [
+        ("raises", False, r"task 'bad': RuntimeError: broken on purpose \(.*faulty_envs.py:"),
+        ("raises", True, r"task 'bad': RuntimeError: broken on purpose \(.*faulty_envs.py:"),
+        ("gives_nan", False, "task 'bad': .*nan"),
+        ("gives_nan", True, "task 'bad': .*nan"),
+        ("exits", True, "task 'bad': "),
+    ],
+)
+def test_a_failure_names_the_task(
+    fault: str, processes: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULTY_DIR", str(tmp_path))
+    entries = {"good": "toy:point", "bad": f"tests.worldloom.envs.faulty_envs:{fault}"}
+    tasks = {name: {"name": name, "env": env, "settings": {}} for name, env in entries.items()}
+    (tmp_path / "happened").touch()  # not while it is looked at
+    config = probed(EnvConfig(env="mt:a.toml", tasks=tasks))
+    env = make_env(config, num_envs=2, seed=0, processes=processes)
+    (tmp_path / "happened").unlink()
+    try:
+        played(env, 5)
+        (fault_seen,) = env.drain_faults()
+    finally:
+        env.close()
+    assert fault_seen.env == 1
+    assert re.search(said, fault_seen.detail)
 
 
 def test_a_saved_env_goes_on_in_the_middle_of_its_second_turn() -> None:
