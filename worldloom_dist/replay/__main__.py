@@ -86,7 +86,7 @@ def import_file(run_dir: Path, source: str) -> int:
     config = dataclasses.replace(config, replay=dataclasses.replace(config.replay, load=None))
     plan = resolve(config, recorded=RunFolder(run_dir).env_spec())
     try:
-        check_file(source, plan.columns)
+        check_file(source, plan.columns, plan.env_spec)
     except CheckpointError as error:
         raise ConfigurationError(str(error)) from error
     source = whole_name(source)

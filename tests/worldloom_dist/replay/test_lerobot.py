@@ -3,6 +3,7 @@ refused in one sentence, whatever is in the folder.
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import shutil
@@ -10,6 +11,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,9 +19,12 @@ from tests.worldloom_dist.replay.test_episode_files import assert_same, random_e
 from tests.worldloom_dist.replay.test_hostile_episode_files import mutated
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.envs.space_json import spaces_to_json
 from worldloom_dist.replay.formats.episode_files import open_episodes, write_episode_file
 from worldloom_dist.replay.formats.episode_rows import fit_rows
-from worldloom_dist.replay.imports import check_file, fingerprint
+from worldloom_dist.replay.imports import check_beginning, check_file, fingerprint
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import resolve
 
 pyarrow = pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
 from pyarrow import parquet  # noqa: E402
@@ -300,9 +305,66 @@ def test_actions_are_scaled_by_the_bounds_that_are_named(tmp_path):
     rows = next(open_episodes(f"{source}?bounds=stats").episodes)
     np.testing.assert_allclose(rows["action"][:4, 0], [-1, -1 / 3, 1 / 3, 1], rtol=1e-5)
     np.testing.assert_allclose(rows["action"][:4, 1], 0)
-    for wrong in ("2", "2:1", "nan:1", "-1:inf", "a:b"):
+    rows = next(open_episodes(f"{source}?bounds=-6/0:6/4").episodes)
+    np.testing.assert_allclose(rows["action"][:4], [[t / 6, 0.5] for t in range(4)], rtol=1e-5)
+    rows = next(open_episodes(f"{source}?bounds=-1:1&bounds/action=-6:6").episodes)
+    np.testing.assert_allclose(rows["action"][:4, 0], np.arange(4) / 6)
+    with pytest.raises(ConfigurationError, match=r"'bounds/arm' is of no action; .*'action'"):
+        open_episodes(f"{source}?bounds/arm=-6:6")
+    for wrong in ("2", "2:1", "nan:1", "-1:inf", "a:b", "1/2/3:4", "-1/2:1", "1:2:3"):
         with pytest.raises(ConfigurationError, match="bounds must be LOW:HIGH"):
             open_episodes(f"{source}?bounds={wrong}")
+
+
+def env_of(low, high):
+    space = Box(np.array(low, np.float32), np.array(high, np.float32))
+    spaces = spaces_to_json(Box(-1, 1, (3,)), space)
+    return dataclasses.replace(VECTOR, name="gym:X-v0", spaces=spaces)
+
+
+@pytest.mark.parametrize(
+    ("query", "ends", "remedy"),
+    [
+        ("", ([-2, -2], [2, 2]), "bounds -1:1, and those .* are -2:2, .*give [?]bounds=-2:2"),
+        ("?bounds=stats", ([-2, -2], [2, 2]), r"give \?bounds=-2:2"),
+        ("?bounds=-2:2", ([-2, -1], [2, 1]), r"give \?bounds=-2/-1:2/1"),
+        ("?bounds=-2/-1:2/1", ([-2, -1], [2, 1]), None),
+        ("?bounds=-2:2", ([-2, -2], [2, 2]), None),
+        ("", ([-np.inf, -1], [np.inf, 1]), None),
+    ],
+)
+def test_bounds_are_held_against_those_of_the_runs_env(tmp_path, query, ends, remedy):
+    source = write_dataset(tmp_path / "d") + query
+    stats = {"action": {"min": [0.0, -0.04], "max": [0.04, 0.0]}}
+    (tmp_path / "d/meta/stats.json").write_text(json.dumps(stats))
+    env = env_of(*ends)
+    for check in (check_file, check_beginning):
+        if remedy is None:
+            check(source, env.columns(), env)
+            continue
+        with pytest.raises(CheckpointError, match=remedy):
+            check(source, env.columns(), env)
+    notes = open_episodes(source).notes
+    assert any("no bound of an env" in note for note in notes) == ("stats" in query)
+
+
+def test_a_run_refuses_a_dataset_of_other_bounds_before_anything_starts(tmp_path):
+    source = write_dataset(tmp_path / "d", columns=columns_of((5, 3, 4), action=lambda t: [0.5]))
+    changed(tmp_path / "d", features={**FEATURES, "action": feature("float32", 1)})
+    words = ["--preset", "debug", "--runtime", "local", "--env", "gym:Pendulum-v1"]
+    with pytest.raises(ConfigurationError, match=r"replay.load: .*are -2:2, .* \?bounds=-2:2"):
+        resolve(parse([*words, "--replay.load", source]))
+    resolve(parse([*words, "--replay.load", f"{source}?bounds=-2:2"]))
+
+
+def test_actions_that_this_program_wrote_have_no_other_bounds(tmp_path):
+    source = f"lerobot:{tmp_path / 'd'}"
+    write_episode_file(source, VECTOR, [random_episode(VECTOR, 5, 5, terminated=True)])
+    env = env_of([-2, -2], [2, 2])
+    for query in ("", "?obs=observation.state"):
+        check_file(source + query, env.columns(), env)
+    with pytest.raises(ConfigurationError, match=r"written by this program, .* leave bounds out"):
+        open_episodes(f"{source}?bounds=-2:2")
 
 
 def test_whole_actions_are_choices(tmp_path):

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import CheckpointError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import Rows, rows_from_gym
 from worldloom.core.specs import EnvSpec
@@ -81,15 +81,28 @@ def read_lerobot(text: str) -> EpisodeFile:
     """
     folder, query = split_name(text)
     layout = read_layout(folder)
-    noted = None if query else _noted_env(layout)
+    written = _noted_env(layout)
+    noted = None if query else written
     chosen = choose_columns(layout, query, noted)
     check_expansion(folder / "meta" / "info.json", _row_bytes(chosen))
     converted = _as_noted(noted) if noted else _as_seen(layout, chosen)
     unused = set(layout.features) - {one.name for one in chosen.features} - set(COUNTERS)
     notes = [f"columns that are not used: {', '.join(sorted(unused))}"] if unused else []
+    if written is not None and chosen.bounds:
+        raise ConfigurationError(
+            f"{SCHEME}{folder}: its actions were written by this program, in [-1, 1] as a run has "
+            "them; leave bounds out"
+        )
+    if "stats" in chosen.bounds.values():
+        notes.append(
+            "actions are scaled by meta/stats.json: 1 is the largest that the dataset has, and no "
+            "bound of an env"
+        )
     if any(feature.dtype == "video" for feature in chosen.obs.values()):
         notes.append("its videos are lossy: images are near what was seen, not equal to it")
-    opened = EpisodeFile(converted.env, iter(()), notes, choose=CHOOSE)
+    opened = EpisodeFile(
+        converted.env, iter(()), notes, choose=CHOOSE, has_native_actions=written is None
+    )
     opened.episodes = _episodes(layout, chosen, converted, opened)
     return opened
 
@@ -148,7 +161,7 @@ def _as_seen(layout: Layout, chosen: Chosen) -> Conversion:
                 raise CheckpointError(
                     f"{SCHEME}{layout.folder}: column {chosen.action[key].name!r} reaches "
                     f"{float(np.abs(arrays[key]).max()):g}, outside its bounds "
-                    f"{chosen.bounds or '-1:1'}; give those of the env's action space, for "
+                    f"{chosen.bounds_of(key)}; give those of the env's action space, for "
                     "example ?bounds=-2:2, or ?bounds=stats"
                 )
         return found
