@@ -101,8 +101,8 @@ def check_files_loaded(
     waits = plan.is_offline or train_steps < plan.config.offline_steps
     if waits and not windows and left_out:
         raise TrainingError(
-            f"replay.load: nothing can be trained without {', '.join(left_out)}, which could not be "
-            f"imported ({'; '.join(left_out.values())}); start a new run when that is done"
+            f"replay.load: nothing can be trained without {', '.join(left_out)}, which could not "
+            f"be imported ({'; '.join(left_out.values())}); start a new run when that is done"
         )
 
 

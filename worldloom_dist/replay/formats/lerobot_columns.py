@@ -30,6 +30,7 @@ __all__ = [
     "CHOOSE",
     "DONE",
     "REWARD",
+    "TERMINATED",
     "TRUNCATED",
     "Chosen",
     "action_space",
@@ -41,6 +42,10 @@ __all__ = [
 REWARD = "next.reward"
 DONE = "next.done"
 TRUNCATED = "next.truncated"
+TERMINATED = "next.terminated"
+"""Whether a decision ended the episode for good. It is this program's own: an end may be a limit
+too, which ``next.done`` and ``next.truncated`` cannot say.
+"""
 BOUNDS = "bounds"
 FLAGS = {"reward": REWARD, "terminated": DONE, "truncated": TRUNCATED}
 CHOOSE = "name a dataset of the same env, or choose its columns with ?obs=COLUMN&action=COLUMN"
@@ -55,6 +60,7 @@ class Chosen:
         reward: Of each decision.
         done, truncated: Whether a decision ended the episode, and whether by a limit; None where
             the dataset does not say.
+        tells_ends: True when ``done`` alone says that an episode ended for good, a limit or not.
         bounds: As they were asked for, by ``bounds`` or ``bounds/KEY``.
     """
 
@@ -63,6 +69,7 @@ class Chosen:
     reward: Feature
     done: Feature | None
     truncated: Feature | None
+    tells_ends: bool
     bounds: Mapping[str, str]
 
     def bounds_of(self, key: str) -> str:
@@ -85,13 +92,16 @@ def feature_name(group: str, key: str, *, is_image: bool) -> str:
     return f"observation.images.{key}" if is_image else f"observation.{key}"
 
 
-def choose_columns(layout: Layout, query: Mapping[str, str], env: EnvSpec | None) -> Chosen:
+def choose_columns(
+    layout: Layout, query: Mapping[str, str], env: EnvSpec | None, *, is_ours: bool
+) -> Chosen:
     """Choose the columns to read.
 
     Args:
         layout: Of the dataset.
         query: Columns of the run and the columns of the dataset that are to be used for them.
         env: Whose rows they are, where the dataset says so.
+        is_ours: True when this program wrote the dataset.
 
     Raises:
         ConfigurationError: If the query has other keys.
@@ -125,6 +135,9 @@ def choose_columns(layout: Layout, query: Mapping[str, str], env: EnvSpec | None
         key: named.get(key) or (_named(layout, key, name) if name in layout.features else None)
         for key, name in FLAGS.items()
     }
+    tells_ends = is_ours and TERMINATED in layout.features and "terminated" not in query
+    if tells_ends:
+        flags["terminated"] = _named(layout, "terminated", TERMINATED)
     reward = flags["reward"]
     if reward is None:
         raise CheckpointError(
@@ -143,6 +156,7 @@ def choose_columns(layout: Layout, query: Mapping[str, str], env: EnvSpec | None
         reward,
         flags["terminated"],
         flags["truncated"],
+        tells_ends,
         bounds,
     )
 
@@ -186,11 +200,17 @@ def _natural(layout: Layout, group: str, env: EnvSpec | None) -> dict[str, Featu
     word = "observation" if group == OBS else ACTION
     if word in usable:
         return {group: usable[word]}
-    found = {
-        name.removeprefix(f"{word}.").removeprefix("images."): feature
-        for name, feature in usable.items()
-        if name.startswith(f"{word}.")
-    }
+    found: dict[str, Feature] = {}
+    for name, feature in usable.items():
+        if not name.startswith(f"{word}."):
+            continue
+        key = name.removeprefix(f"{word}.").removeprefix("images.")
+        if key in found:
+            raise CheckpointError(
+                f"{SCHEME}{layout.folder}: columns {found[key].name!r} and {name!r} would both be "
+                f"the run's {column_name(group, key)!r}; name those to use with ?{group}/KEY=COLUMN"
+            )
+        found[key] = feature
     if not found:
         raise CheckpointError(
             f"{SCHEME}{layout.folder}: has no column {word!r} or {word + '.KEY'!r} of numbers; it "
