@@ -88,7 +88,7 @@ def import_file(run_dir: Path, source: str) -> int:
     plan = resolve(config, recorded=RunFolder(run_dir).env_spec())
     check_one_task(plan.env_spec, "import")
     try:
-        check_file(source, plan.columns)
+        check_file(source, plan.columns, plan.env_spec)
     except CheckpointError as error:
         raise ConfigurationError(str(error)) from error
     source = whole_name(source)

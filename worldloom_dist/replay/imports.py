@@ -28,8 +28,9 @@ from worldloom.core.exceptions import CheckpointError, MissingDependencyError
 from worldloom.core.files import write_json
 from worldloom.core.json_text import read_object
 from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
-from worldloom.core.specs import ArraySpec
+from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import encode_rows
+from worldloom_dist.replay.formats.action_bounds import check_bounds
 from worldloom_dist.replay.formats.episode_files import (
     columns_of_name,
     open_episodes,
@@ -151,28 +152,42 @@ def load_share(shard: ReplayShard, source: str, num_shards: int) -> ImportReport
     return ImportReport(episodes, rows, known, evicted, opened.repeated, tuple(opened.notes))
 
 
-def check_file(source: str, shard_columns: Mapping[str, ArraySpec]) -> None:
+def check_file(
+    source: str, shard_columns: Mapping[str, ArraySpec], env: EnvSpec | None = None
+) -> None:
     """Look at all episodes of a file before it is written down that a run has it.
+
+    Args:
+        source: Its name.
+        shard_columns: Of the run.
+        env: Of the run; None where it is not known, so that bounds of actions are not compared.
 
     Raises:
         CheckpointError: As :func:`check_beginning`, wherever in the file.
     """
-    for episode in _checked(source, shard_columns):
+    for episode in _checked(source, shard_columns, env):
         fit_rows(episode, shard_columns, source)
 
 
-def check_beginning(source: str, shard_columns: Mapping[str, ArraySpec]) -> None:
+def check_beginning(source: str, shard_columns: Mapping[str, ArraySpec], env: EnvSpec) -> None:
     """Look at a file before anything is started.
+
+    Args:
+        source: Its name.
+        shard_columns: Of the run.
+        env: Of the run.
 
     Raises:
         CheckpointError: If it is missing, damaged at its beginning, empty, has observations or
-            actions that the run lacks, or its first episode does not fit into the columns of the
-            run.
+            actions that the run lacks, its actions are scaled by other bounds than those of the
+            run's env, or its first episode does not fit into the columns of the run.
     """
-    fit_rows(next(_checked(source, shard_columns)), shard_columns, source)
+    fit_rows(next(_checked(source, shard_columns, env)), shard_columns, source)
 
 
-def _checked(source: str, shard_columns: Mapping[str, ArraySpec]) -> Iterator[Rows]:
+def _checked(
+    source: str, shard_columns: Mapping[str, ArraySpec], env: EnvSpec | None
+) -> Iterator[Rows]:
     """The episodes of a file that has some, and the observations and actions of the run."""
     wanted = {
         name for name in shard_columns if name == "obs" or name.startswith(("obs/", "action"))
@@ -187,6 +202,8 @@ def _checked(source: str, shard_columns: Mapping[str, ArraySpec]) -> Iterator[Ro
         raise CheckpointError(
             f"{source}: holds {sorted(has)} and the run stores {sorted(wanted)}; {opened.choose}"
         )
+    if env is not None and opened.has_native_actions:
+        check_bounds(source, opened.env, env)
     first = next(opened.episodes, None)
     if first is None:
         raise CheckpointError(f"{source}: holds no transition; name a file with at least one")

@@ -56,13 +56,17 @@ def recorded_env(config: RunConfig) -> EnvSpec:
 
 
 def check_files(
-    config: RunConfig, columns: Mapping[str, ArraySpec], stored: Collection[str] = ()
+    config: RunConfig,
+    columns: Mapping[str, ArraySpec],
+    env: EnvSpec,
+    stored: Collection[str] = (),
 ) -> None:
     """Look at every file to load before anything is started.
 
     Args:
         config: Names them.
         columns: Of the run.
+        env: Of the run.
         stored: Files whose rows the run has: one of them that is gone is not missed, and one that
             turned bad is left out when the run has begun.
 
@@ -73,12 +77,12 @@ def check_files(
         if source in stored:
             continue
         try:
-            check_beginning(source, columns)
+            check_beginning(source, columns, env)
         except CheckpointError as error:
             raise ConfigurationError(f"replay.load: {error}") from error
     for source in split_sources(config.replay.held_out):
         try:
-            check_beginning(source, columns)
+            check_beginning(source, columns, env)
         except CheckpointError as error:
             raise ConfigurationError(f"replay.held_out: {error}") from error
 
@@ -97,10 +101,10 @@ def check_first_windows(
     Raises:
         ConfigurationError: If no shard gets a window.
     """
-    rows = [0] * config.replay.shards
     for source in split_sources(config.replay.load):
         if source in stored:
             return
+        rows = [0] * config.replay.shards  # each file is a stream of its own in every shard
         for number, episode in enumerate(open_episodes(source).episodes):
             shard = number % len(rows)
             before = rows[shard] if sampling.cross_episodes else 0

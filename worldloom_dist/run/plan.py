@@ -285,7 +285,7 @@ def resolve(
             f"{config.envs_per_worker}; "
             f"say --envs-per-worker {size}, or give its callable a parameter num_envs"
         )
-    check_files(config, columns, stored)
+    check_files(config, columns, observed, stored)
     if config.offline_steps:
         check_first_windows(config, spec.sampling, stored)
     in_lockstep = config.runtime == "local" or config.barrier or config.env.is_none

@@ -21,7 +21,6 @@ import ray
 
 from worldloom.core.memory import tree_of
 from worldloom.core.metrics import Sum
-from worldloom.core.sequence import NO_POLICY
 from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalActing, RemoteActing
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
@@ -32,7 +31,7 @@ from worldloom_dist.interfaces import (
     coordinator_client,
     inference_client,
 )
-from worldloom_dist.ports import StepPermit, StepQuestion
+from worldloom_dist.ports import StepPermit, StepQuestion, WeightSource
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import RpcClient
 from worldloom_dist.run.builders import build_grouped_worker, build_policy, worker_memory
@@ -45,7 +44,7 @@ from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_pl
 from worldloom_dist.runtime.shard_client import ShardWriter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["WorkerRole"]
+__all__ = ["WorkerRole", "wait_for_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -217,21 +216,12 @@ class WorkerRole:
         return max(ASK_VERSION_EVERY_S, self._plan.config.workers / VERSIONS_PER_S)
 
     def _wait_for_offline_updates(self) -> None:
-        """Wait for the weights that the updates before the first step come to: batches are admitted
-        before they are trained on, so a permit to act comes earlier, and an agent that acts from
-        the first step on has published weights before its first update.
-        """
+        """Wait until the policy that acts has been trained offline."""
         if not self._plan.config.offline_steps:
             return
-        weights = RemoteWeights()
-        version = NO_POLICY
         self._on_wait(True)
         try:
-            while not self._plan.is_pretrained(version.update) and not self._stopping.is_set():
-                with contextlib.suppress(RoleGoneError):
-                    version = weights.version()
-                if not self._plan.is_pretrained(version.update):
-                    self._stopping.wait(self._ask_every_s)
+            wait_for_weights(self._plan, RemoteWeights(), self._stopping, self._ask_every_s)
             if self._plan.inference == "central":  # until the servers have pulled them too
                 self._stopping.wait(self._plan.pull_interval_s)
         finally:
@@ -262,3 +252,23 @@ class WorkerRole:
         self._reporter.emit(
             with_planner(worker.drain_metrics(), self._plan.spec.acting), {"episodes": episodes}
         )
+
+
+def wait_for_weights(
+    plan: Plan, weights: WeightSource, stopping: threading.Event, every_s: float
+) -> None:
+    """Wait for the weights that the updates before the first step come to: batches are admitted
+    before they are trained on, so a permit to act comes earlier, and an agent that acts from the
+    first step on has published weights before its first update.
+
+    Args:
+        plan: Of the run.
+        weights: Where they are published.
+        stopping: Ends the wait.
+        every_s: How often to look.
+    """
+    while not stopping.is_set():
+        with contextlib.suppress(RoleGoneError):
+            if plan.is_pretrained(weights.version().update):
+                return
+        stopping.wait(every_s)

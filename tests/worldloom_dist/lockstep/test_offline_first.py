@@ -131,17 +131,31 @@ def test_offline_updates_without_data_or_without_an_env_are_refused(change, sent
     assert any(sentence in problem for problem in problems)
 
 
-def test_files_that_fill_no_window_are_refused_before_anything_starts(tmp_path):
+def write_short(path, steps):
     np.savez(
-        tmp_path / "short.npz",
-        obs=np.zeros((6, 3), np.float32),
-        actions=np.zeros((6, 1), np.float32),
-        rewards=np.zeros(6, np.float32),
-        dones=np.ones(6, bool),
+        path,
+        obs=np.zeros((steps, 3), np.float32),
+        actions=np.zeros((steps, 1), np.float32),
+        rewards=np.zeros(steps, np.float32),
+        dones=np.arange(steps) == steps - 1,
     )
-    flags = words(str(tmp_path / "short.npz"))
+    return str(path)
+
+
+def test_files_that_fill_no_window_are_refused_before_anything_starts(tmp_path):
+    flags = words(write_short(tmp_path / "short.npz", 6), offline=10)
     with pytest.raises(ConfigurationError, match=r"offline_steps: .* hold no \d+ consecutive rows"):
+        resolve(parse(["--runtime", "local", "--agent.horizon", "8", *flags]))
+
+
+def test_rows_of_several_files_are_not_consecutive(tmp_path):
+    files = [write_short(tmp_path / f"{name}.npz", 40) for name in "ab"]
+    dreamer = ["--agent", "dreamerv3:ci", "--agent.batch-length", "64"]
+    flags = [*words(",".join(files), offline=10), *dreamer]
+    with pytest.raises(ConfigurationError, match=r"offline_steps: .* hold no 6\d consecutive rows"):
         resolve(parse(["--runtime", "local", *flags]))
+    flags = [*words(write_short(tmp_path / "c.npz", 80), offline=10), *dreamer]
+    assert resolve(parse(["--runtime", "local", *flags])).config.offline_steps == 10
 
 
 def test_a_resumed_run_has_the_offline_updates_that_it_was_begun_with():

@@ -1,17 +1,15 @@
 """Workers wait for the updates that come before the first env step."""
 
 import threading
-from types import SimpleNamespace
 
 from tests.worldloom_dist.local_runs import write_pendulum_rows
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.plan import resolve
-from worldloom_dist.runtime import worker_role
-from worldloom_dist.runtime.worker_role import WorkerRole
+from worldloom_dist.runtime.worker_role import wait_for_weights
 
 
-def test_a_worker_waits_for_weights_that_have_all_offline_updates(tmp_path, monkeypatch):
+def test_a_worker_waits_for_weights_that_have_all_offline_updates(tmp_path):
     rows = write_pendulum_rows(tmp_path / "rows.npz")
     words = ["--env", "gym:Pendulum-v1", "--agent", "dreamerv3:ci", "--agent.batch-length", "8"]
     plan = resolve(parse([*words, "--replay.load", rows, "--offline-steps", "30"]))
@@ -24,9 +22,5 @@ def test_a_worker_waits_for_weights_that_have_all_offline_updates(tmp_path, monk
             asked.append(versions[len(asked)])
             return asked[-1]
 
-    monkeypatch.setattr(worker_role, "RemoteWeights", Weights)
-    role = SimpleNamespace(
-        _plan=plan, _stopping=threading.Event(), _ask_every_s=0.0, _on_wait=lambda _: None
-    )
-    WorkerRole._wait_for_offline_updates(role)
+    wait_for_weights(plan, Weights(), threading.Event(), 0.0)
     assert asked == versions

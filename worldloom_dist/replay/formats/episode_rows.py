@@ -34,6 +34,8 @@ class EpisodeFile:
             episodes are read.
         repeated: Episodes so far of which the file does not say what the last action led to.
         choose: What to do when it is of another env than the run.
+        has_native_actions: True when its actions were those of an env, and were scaled by bounds
+            that its name may give.
     """
 
     env: EnvSpec
@@ -41,6 +43,7 @@ class EpisodeFile:
     notes: list[str] = field(default_factory=list)
     repeated: int = 0
     choose: str = "name a file of the same env"
+    has_native_actions: bool = False
 
 
 def fit_rows(rows: Rows, columns: Mapping[str, ArraySpec], source: str) -> Rows:

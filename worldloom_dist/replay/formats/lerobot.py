@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import CheckpointError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import Rows, rows_from_gym
 from worldloom.core.specs import EnvSpec
@@ -59,6 +59,8 @@ UNIT = 1.0 + 1e-5
 EPISODE, FRAME, TIME = "episode_index", "frame_index", "timestamp"
 
 Arrays = dict[str, np.ndarray]
+Columns = dict[str, Any]
+EpisodeParts = Iterator[tuple[int, Iterator[tuple[int, Columns]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +83,29 @@ def read_lerobot(text: str) -> EpisodeFile:
     """
     folder, query = split_name(text)
     layout = read_layout(folder)
-    noted = None if query else _noted_env(layout)
-    chosen = choose_columns(layout, query, noted)
+    written = _noted_env(layout)
+    noted = None if query else written
+    chosen = choose_columns(layout, query, noted, is_ours=written is not None)
     check_expansion(folder / "meta" / "info.json", _row_bytes(chosen))
     converted = _as_noted(noted) if noted else _as_seen(layout, chosen)
     unused = set(layout.features) - {one.name for one in chosen.features} - set(COUNTERS)
+    unused -= {DONE} if chosen.tells_ends else set()
     notes = [f"columns that are not used: {', '.join(sorted(unused))}"] if unused else []
+    if written is not None and chosen.bounds:
+        raise ConfigurationError(
+            f"{SCHEME}{folder}: its actions were written by this program, in [-1, 1] as a run has "
+            "them; leave bounds out"
+        )
+    if "stats" in chosen.bounds.values():
+        notes.append(
+            "actions are scaled by meta/stats.json: 1 is the largest that the dataset has, and no "
+            "bound of an env"
+        )
     if any(feature.dtype == "video" for feature in chosen.obs.values()):
         notes.append("its videos are lossy: images are near what was seen, not equal to it")
-    opened = EpisodeFile(converted.env, iter(()), notes, choose=CHOOSE)
+    opened = EpisodeFile(
+        converted.env, iter(()), notes, choose=CHOOSE, has_native_actions=written is None
+    )
     opened.episodes = _episodes(layout, chosen, converted, opened)
     return opened
 
@@ -148,7 +164,7 @@ def _as_seen(layout: Layout, chosen: Chosen) -> Conversion:
                 raise CheckpointError(
                     f"{SCHEME}{layout.folder}: column {chosen.action[key].name!r} reaches "
                     f"{float(np.abs(arrays[key]).max()):g}, outside its bounds "
-                    f"{chosen.bounds or '-1:1'}; give those of the env's action space, for "
+                    f"{chosen.bounds_of(key)}; give those of the env's action space, for "
                     "example ?bounds=-2:2, or ?bounds=stats"
                 )
         return found
@@ -189,10 +205,11 @@ def _episodes(
     }
     ends = {"cut": 0, "done": 0}
     try:
-        for data, episodes in itertools.groupby(layout.episodes(), key=lambda one: one.data):
-            read = _read_file(layout, data, chosen)
+        described = layout.episodes(list(videos))
+        for data, episodes in itertools.groupby(described, key=lambda one: one.data):
+            read = itertools.groupby(_read_file(data, chosen), key=lambda part: part[0])
             for episode in episodes:
-                arrays = _next_episode(data, episode, read)
+                arrays = _next_episode(layout, data, chosen, episode, read)
                 _check_clock(layout, episode, arrays)
                 for name, video in videos.items():
                     arrays[name] = video.read(episode.videos[name], episode.length)
@@ -231,43 +248,60 @@ def _table(path: Path, parquet: Any, names: list[str]) -> Any:
     return file
 
 
-def _read_file(layout: Layout, path: Path, chosen: Chosen) -> Iterator[tuple[int, Arrays]]:
-    """(number, columns) of one episode after the other of a data file."""
+def _read_file(path: Path, chosen: Chosen) -> Iterator[tuple[int, Columns]]:
+    """(number, columns) of a part of one episode after the other of a data file: numbers as arrays,
+    pictures as they are in the file.
+    """
     _, parquet = parquet_package()
     counters = [Feature(name, "int64", (1,)) for name in (EPISODE, FRAME, TIME)]
     features = {one.name: one for one in (*counters, *chosen.features) if one.dtype != "video"}
     file = _table(path, parquet, list(features))
     check_expansion(path, file.metadata.num_rows * _row_bytes(chosen))
-    number: int | None = None
-    parts: list[Arrays] = []
     for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(features)):
-        columns = {name: _column(layout, path, one, batch) for name, one in features.items()}
+        columns = {
+            name: batch.column(name) if one.is_picture else _numbers(path, one, batch.column(name))
+            for name, one in features.items()
+        }
         numbers = columns[EPISODE].reshape(-1)
         cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
         for start, stop in itertools.pairwise(cuts):
-            if start == stop:
-                continue
-            if parts and numbers[start] != number:
-                yield int(number or 0), _joined(parts)
-                parts = []
-            number = int(numbers[start])
-            parts.append({name: value[start:stop] for name, value in columns.items()})
-    if parts:
-        yield int(number or 0), _joined(parts)
+            if start < stop:
+                part = {name: value[start:stop] for name, value in columns.items()}
+                yield int(numbers[start]), part
 
 
-def _joined(parts: list[Arrays]) -> Arrays:
+def _next_episode(
+    layout: Layout, path: Path, chosen: Chosen, episode: Episode, read: EpisodeParts
+) -> Arrays:
+    """The rows of an episode, as many as ``meta/episodes`` says; no picture of more rows is
+    decoded.
+    """
+    pictures = {one.name: one for one in chosen.features if one.dtype == "image"}
+    shapes = [picture_shape(layout.folder, one) for one in pictures.values()]
+    check_expansion(path, episode.length * sum(map(math.prod, shapes)))
+    number, found = next(read, (None, ()))
+    parts: list[Arrays] = []
+    rows = 0
+    for _, columns in found:
+        rows += len(columns[EPISODE])
+        if number == episode.index and rows <= episode.length:
+            parts.append(
+                {
+                    name: _pictures(layout, pictures[name], value) if name in pictures else value
+                    for name, value in columns.items()
+                }
+            )
+    if number != episode.index or rows != episode.length:
+        there = f"{rows} rows of episode {number}" if rows else "no more episodes"
+        raise CheckpointError(
+            f"{path}: meta/episodes says that {episode.length} rows of episode {episode.index} "
+            f"follow, and there are {there}; give the dataset as LeRobot wrote it"
+        )
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _column(layout: Layout, path: Path, feature: Feature, batch: Any) -> np.ndarray:
-    column = batch.column(feature.name)
-    if not feature.is_picture:
-        return _numbers(path, feature, column)
-    shape = picture_shape(layout.folder, feature)
-    check_expansion(path, len(column) * math.prod(shape))
-    images = [decode_picture(layout.folder, feature, item) for item in column.to_pylist()]
-    return np.stack(images) if images else np.zeros((0, *shape), np.uint8)
+def _pictures(layout: Layout, feature: Feature, column: Any) -> np.ndarray:
+    return np.stack([decode_picture(layout.folder, feature, item) for item in column.to_pylist()])
 
 
 def _numbers(path: Path, feature: Feature, column: Any) -> np.ndarray:
@@ -308,19 +342,6 @@ def _numbers(path: Path, feature: Feature, column: Any) -> np.ndarray:
     return values.reshape(rows, size)
 
 
-def _next_episode(path: Path, episode: Episode, read: Iterator[tuple[int, Arrays]]) -> Arrays:
-    """The rows of an episode, as many as ``meta/episodes`` says."""
-    number, arrays = next(read, (None, {}))
-    rows = len(arrays[EPISODE]) if arrays else 0
-    if number != episode.index or rows != episode.length:
-        found = f"{rows} rows of episode {number}" if rows else "no more episodes"
-        raise CheckpointError(
-            f"{path}: meta/episodes says that {episode.length} rows of episode {episode.index} "
-            f"follow, and there are {found}; give the dataset as LeRobot wrote it"
-        )
-    return arrays
-
-
 def _check_clock(layout: Layout, episode: Episode, arrays: Arrays) -> None:
     """Rows are in order, and frames of videos belong to them by their number."""
     count = np.arange(episode.length)
@@ -347,7 +368,7 @@ def _rows(
     terminated, truncated = _ends(layout, chosen, episode, arrays)
     ends["cut"] += not (terminated[-1] or truncated[-1])
     ends["done"] += bool(terminated[-1])
-    truncated[-1] = not terminated[-1]
+    truncated[-1] |= not terminated[-1]
     last = _final(layout, chosen, episode)
     opened.repeated += last is None
     obs = {}
@@ -384,7 +405,7 @@ def _ends(
                 )
         found.append(values)
     done, truncated = found
-    return done & ~truncated, truncated
+    return done if chosen.tells_ends else done & ~truncated, truncated
 
 
 def _final(layout: Layout, chosen: Chosen, episode: Episode) -> Arrays | None:

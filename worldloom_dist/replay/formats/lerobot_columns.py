@@ -5,12 +5,14 @@ By themselves ``observation.state``, ``observation.images.top`` and their like b
 and ``obs/top`` (a single one ``obs``), ``action`` becomes ``action``, ``next.reward``,
 ``next.done`` and ``next.truncated`` what they say. After a question mark others are named, by the
 columns of the run: ``?obs=observation.state&reward=next.score``. Continuous actions must lie in
-[-1, 1]; ``?bounds=-2:2`` scales them by the bounds of the env's action space, ``?bounds=stats`` by
-the least and the largest that ``meta/stats.json`` knows of each number.
+[-1, 1]; ``?bounds=-2:2`` scales them by the bounds of the env's action space (``-2/-1:2/1`` where
+each number has its own, ``bounds/KEY`` where each key has), ``?bounds=stats`` by the least and the
+largest that ``meta/stats.json`` knows of each number, which are no bounds of an env.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,7 @@ __all__ = [
     "CHOOSE",
     "DONE",
     "REWARD",
+    "TERMINATED",
     "TRUNCATED",
     "Chosen",
     "action_space",
@@ -39,6 +42,10 @@ __all__ = [
 REWARD = "next.reward"
 DONE = "next.done"
 TRUNCATED = "next.truncated"
+TERMINATED = "next.terminated"
+"""Whether a decision ended the episode for good. It is this program's own: an end may be a limit
+too, which ``next.done`` and ``next.truncated`` cannot say.
+"""
 BOUNDS = "bounds"
 FLAGS = {"reward": REWARD, "terminated": DONE, "truncated": TRUNCATED}
 CHOOSE = "name a dataset of the same env, or choose its columns with ?obs=COLUMN&action=COLUMN"
@@ -53,7 +60,8 @@ class Chosen:
         reward: Of each decision.
         done, truncated: Whether a decision ended the episode, and whether by a limit; None where
             the dataset does not say.
-        bounds: As it was asked for.
+        tells_ends: True when ``done`` alone says that an episode ended for good, a limit or not.
+        bounds: As they were asked for, by ``bounds`` or ``bounds/KEY``.
     """
 
     obs: Mapping[str, Feature]
@@ -61,7 +69,12 @@ class Chosen:
     reward: Feature
     done: Feature | None
     truncated: Feature | None
-    bounds: str | None
+    tells_ends: bool
+    bounds: Mapping[str, str]
+
+    def bounds_of(self, key: str) -> str:
+        """How an action of the run is scaled."""
+        return self.bounds.get(f"{BOUNDS}/{key}") or self.bounds.get(BOUNDS) or "-1:1"
 
     @property
     def features(self) -> list[Feature]:
@@ -79,13 +92,16 @@ def feature_name(group: str, key: str, *, is_image: bool) -> str:
     return f"observation.images.{key}" if is_image else f"observation.{key}"
 
 
-def choose_columns(layout: Layout, query: Mapping[str, str], env: EnvSpec | None) -> Chosen:
+def choose_columns(
+    layout: Layout, query: Mapping[str, str], env: EnvSpec | None, *, is_ours: bool
+) -> Chosen:
     """Choose the columns to read.
 
     Args:
         layout: Of the dataset.
         query: Columns of the run and the columns of the dataset that are to be used for them.
         env: Whose rows they are, where the dataset says so.
+        is_ours: True when this program wrote the dataset.
 
     Raises:
         ConfigurationError: If the query has other keys.
@@ -93,12 +109,13 @@ def choose_columns(layout: Layout, query: Mapping[str, str], env: EnvSpec | None
     """
     for key in query:
         group = key.partition("/")[0]
-        if key not in (*FLAGS, BOUNDS) and (group not in (OBS, ACTION) or key.endswith("/")):
+        if key not in FLAGS and (group not in (OBS, ACTION, BOUNDS) or key.endswith("/")):
             raise ConfigurationError(
                 f"{SCHEME}{layout.folder}: {key!r} is no column of a run; use obs, obs/KEY, "
-                f"action, action/KEY, {', '.join(FLAGS)} or {BOUNDS}"
+                f"action, action/KEY, {', '.join(FLAGS)}, {BOUNDS} or {BOUNDS}/KEY"
             )
-    named = {key: _named(layout, key, name) for key, name in query.items() if key != BOUNDS}
+    bounds = {key: text for key, text in query.items() if key.partition("/")[0] == BOUNDS}
+    named = {key: _named(layout, key, name) for key, name in query.items() if key not in bounds}
     groups: dict[str, dict[str, Feature]] = {}
     for group in (OBS, ACTION):
         prefix = f"{group}/"
@@ -108,10 +125,19 @@ def choose_columns(layout: Layout, query: Mapping[str, str], env: EnvSpec | None
             if key == group or key.startswith(prefix)
         }
         groups[group] = asked or _natural(layout, group, env)
+    unknown = sorted({*bounds} - {BOUNDS, *(f"{BOUNDS}/{key}" for key in groups[ACTION])})
+    if unknown:
+        raise ConfigurationError(
+            f"{SCHEME}{layout.folder}: {unknown[0]!r} is of no action; they are "
+            f"{sorted(groups[ACTION])}"
+        )
     flags = {
         key: named.get(key) or (_named(layout, key, name) if name in layout.features else None)
         for key, name in FLAGS.items()
     }
+    tells_ends = is_ours and TERMINATED in layout.features and "terminated" not in query
+    if tells_ends:
+        flags["terminated"] = _named(layout, "terminated", TERMINATED)
     reward = flags["reward"]
     if reward is None:
         raise CheckpointError(
@@ -130,7 +156,8 @@ def choose_columns(layout: Layout, query: Mapping[str, str], env: EnvSpec | None
         reward,
         flags["terminated"],
         flags["truncated"],
-        query.get(BOUNDS),
+        tells_ends,
+        bounds,
     )
 
 
@@ -173,11 +200,17 @@ def _natural(layout: Layout, group: str, env: EnvSpec | None) -> dict[str, Featu
     word = "observation" if group == OBS else ACTION
     if word in usable:
         return {group: usable[word]}
-    found = {
-        name.removeprefix(f"{word}.").removeprefix("images."): feature
-        for name, feature in usable.items()
-        if name.startswith(f"{word}.")
-    }
+    found: dict[str, Feature] = {}
+    for name, feature in usable.items():
+        if not name.startswith(f"{word}."):
+            continue
+        key = name.removeprefix(f"{word}.").removeprefix("images.")
+        if key in found:
+            raise CheckpointError(
+                f"{SCHEME}{layout.folder}: columns {found[key].name!r} and {name!r} would both be "
+                f"the run's {column_name(group, key)!r}; name those to use with ?{group}/KEY=COLUMN"
+            )
+        found[key] = feature
     if not found:
         raise CheckpointError(
             f"{SCHEME}{layout.folder}: has no column {word!r} or {word + '.KEY'!r} of numbers; it "
@@ -220,7 +253,7 @@ def action_space(
     leaves: dict[str, spaces.Space[Any]] = {}
     for key, feature in chosen.action.items():
         if feature.name not in ranges:
-            low, high = _bounds(layout, feature, chosen.bounds)
+            low, high = _bounds(layout, feature, chosen.bounds_of(key))
             leaves[key] = spaces.Box(low, high, feature.shape, np.float32)
             continue
         least, most = ranges[feature.name]
@@ -242,20 +275,26 @@ def _joined(group: str, leaves: dict[str, Any]) -> spaces.Space[Any]:
     return leaves[group] if list(leaves) == [group] else spaces.Dict(leaves)
 
 
-def _bounds(layout: Layout, feature: Feature, asked: str | None) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(layout: Layout, feature: Feature, asked: str) -> tuple[np.ndarray, np.ndarray]:
     if asked == "stats":
         return _measured_bounds(layout, feature)
-    low, _, high = (asked or "-1:1").partition(":")
+    size = math.prod(feature.shape)
     try:
-        numbers = np.float32(low), np.float32(high)
-    except ValueError:
-        numbers = np.float32(0), np.float32(0)
-    if not (np.isfinite(numbers).all() and numbers[0] < numbers[1]):
-        raise ConfigurationError(
-            f"{SCHEME}{layout.folder}: {BOUNDS} must be LOW:HIGH, two numbers, or stats, got "
-            f"{asked!r}; give those of the env's action space, for example {BOUNDS}=-2:2"
+        low, high = (
+            np.array([np.float32(number) for number in end.split("/")]) for end in asked.split(":")
         )
-    return np.full(feature.shape, numbers[0]), np.full(feature.shape, numbers[1])
+        if not (np.isfinite([*low, *high]).all() and {len(low), len(high)} <= {1, size}):
+            raise ValueError
+        ends = tuple(np.broadcast_to(end, size).reshape(feature.shape) for end in (low, high))
+        if not (ends[0] < ends[1]).all():
+            raise ValueError
+    except ValueError:
+        raise ConfigurationError(
+            f"{SCHEME}{layout.folder}: {BOUNDS} must be LOW:HIGH, two numbers or {size} each with "
+            f"slashes between them, or stats, got {asked!r}; give those of the env's action "
+            f"space, for example {BOUNDS}=-2:2"
+        ) from None
+    return ends[0], ends[1]
 
 
 def _measured_bounds(layout: Layout, feature: Feature) -> tuple[np.ndarray, np.ndarray]:

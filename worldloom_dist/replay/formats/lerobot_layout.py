@@ -13,7 +13,7 @@ Knows no row: :mod:`lerobot` reads them, :mod:`lerobot_writer` writes them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class Episode:
         index: Its number.
         length: Decisions in it.
         data: The file with its rows.
-        videos: Per feature, where its frames are.
+        videos: Per feature that is wanted, where its frames are.
         final: Per feature, what its last action led to, where the dataset says so.
     """
 
@@ -125,8 +125,11 @@ class Layout:
     video_path: str | None
     info: Mapping[str, Any] = field(repr=False)
 
-    def episodes(self) -> Iterator[Episode]:
+    def episodes(self, videos: Collection[str] = ()) -> Iterator[Episode]:
         """Every episode, in the order of its files.
+
+        Args:
+            videos: Features whose videos are wanted; those of others need not be there.
 
         Raises:
             CheckpointError: If ``meta/episodes`` is missing or damaged, or names a file that is
@@ -143,9 +146,9 @@ class Layout:
             file = parquet.ParquetFile(path)
             names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
             for batch in file.iter_batches(batch_size=256, columns=names):
-                yield from (self._episode(path, line) for line in batch.to_pylist())
+                yield from (self._episode(path, line, videos) for line in batch.to_pylist())
 
-    def _episode(self, path: Path, line: Mapping[str, Any]) -> Episode:
+    def _episode(self, path: Path, line: Mapping[str, Any], wanted: Collection[str]) -> Episode:
         try:
             videos = {
                 name: VideoPlace(
@@ -157,8 +160,7 @@ class Layout:
                     ),
                     float(line[f"videos/{name}/from_timestamp"]),
                 )
-                for name, feature in self.features.items()
-                if feature.dtype == "video"
+                for name in wanted
             }
             data = self._file(
                 self.data_path,
@@ -199,8 +201,10 @@ class Layout:
             value = values[name]
             return str(value) if width is None else f"{int(value):0{int(width)}d}"
 
-        path = self.folder / SEVERAL.sub(filled, template)
-        if not path.resolve().is_relative_to(self.folder.resolve()) or not path.is_file():
+        name = Path(SEVERAL.sub(filled, template))
+        path = self.folder / name
+        # a link may lead elsewhere, as all files in the cache of Hugging Face do
+        if name.is_absolute() or ".." in name.parts or not path.is_file():
             raise CheckpointError(
                 f"{SCHEME}{self.folder}: lacks the file {path}; give the whole dataset"
             )

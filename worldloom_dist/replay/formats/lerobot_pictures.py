@@ -27,6 +27,9 @@ CHANNELS = {1: ("L", "gray", "pgm", b"P5"), 3: ("RGB", "rgb24", "ppm", b"P6")}
 format of one frame after the other, and how each frame begins in it.
 """
 
+FORMATS = ("PNG", "JPEG")
+"""Of images inside Parquet: others have decoders that start programs or open files."""
+
 
 def picture_shape(source: Path, feature: Feature) -> tuple[int, int, int]:
     """``(Y, X, C)`` of a feature's pictures, whichever order its shape has.
@@ -60,7 +63,14 @@ def decode_picture(source: Path, feature: Feature, data: object) -> np.ndarray:
             f"{SCHEME}{source}: column {feature.name!r} has a row without the bytes of its image; "
             "write the dataset with its images inside"
         )
-    with image_module.open(io.BytesIO(raw)) as image:
+    try:
+        opened = image_module.open(io.BytesIO(raw), formats=FORMATS)
+    except image_module.UnidentifiedImageError as error:
+        raise CheckpointError(
+            f"{SCHEME}{source}: column {feature.name!r} has an image that is neither of "
+            f"{' nor of '.join(FORMATS)}; write the dataset as LeRobot does"
+        ) from error
+    with opened as image:
         if image.size != (x, y) or image.mode != CHANNELS[c][0]:
             raise CheckpointError(
                 f"{SCHEME}{source}: column {feature.name!r} has an image of {image.size[1]} x "
@@ -134,7 +144,9 @@ class VideoFrames:
     def _open(self, path: Path) -> None:
         _, pixels, codec, _ = CHANNELS[self._shape[2]]
         words = [
-            *(_ffmpeg(), "-nostdin", "-loglevel", "quiet", "-i", f"file:{path.resolve()}"),
+            *(_ffmpeg(), "-nostdin", "-loglevel", "quiet"),
+            # an MP4 and nothing that names other files or addresses, as a playlist does
+            *("-f", "mov", "-protocol_whitelist", "file", "-i", f"file:{path.resolve()}"),
             *("-map", "0:v:0", "-fps_mode", "passthrough", "-pix_fmt", pixels),
             *("-c:v", codec, "-f", "image2pipe", "-"),
         ]

@@ -25,7 +25,13 @@ from worldloom.core.sequence import Rows, rows_to_gym
 from worldloom.core.specs import ACTION, OBS, ArraySpec, EnvSpec
 from worldloom_dist.replay.formats.episode_rows import check_whole
 from worldloom_dist.replay.formats.lerobot import NOTE
-from worldloom_dist.replay.formats.lerobot_columns import DONE, REWARD, TRUNCATED, feature_name
+from worldloom_dist.replay.formats.lerobot_columns import (
+    DONE,
+    REWARD,
+    TERMINATED,
+    TRUNCATED,
+    feature_name,
+)
 from worldloom_dist.replay.formats.lerobot_layout import (
     COUNTERS,
     DATA,
@@ -157,6 +163,7 @@ class _Writer:
             REWARD: gym["reward"],
             DONE: gym["terminated"] | gym["truncated"],
             TRUNCATED: gym["truncated"],
+            TERMINATED: gym["terminated"],
             "timestamp": (count / self._fps).astype(np.float32),
             "frame_index": count,
             "episode_index": np.full(steps, number),
@@ -264,6 +271,7 @@ class _Writer:
         features[REWARD] = entry("float32", (1,), None)
         features[DONE] = entry("bool", (1,), None)
         features[TRUNCATED] = entry("bool", (1,), None)
+        features[TERMINATED] = entry("bool", (1,), None)
         for name in COUNTERS:
             features[name] = entry("float32" if name == "timestamp" else "int64", (1,), None)
         return features
