@@ -119,7 +119,7 @@ def evaluate(
     agent, train_steps = restore_agent(plan, folder, device=device)
     evaluator = build_evaluator(plan, device=device, tasks=tasks, timeout_s=timeout_s)
     if videos:
-        check_draws(plan.env, videos)
+        check_draws(plan.env, videos, tasks)
     evaluator.load_weights(as_published(agent, config.learner.weights_dtype))
     result = {
         "checkpoint": folder.name,
@@ -161,14 +161,14 @@ def _check_tasks(plan: Plan, tasks: Sequence[str]) -> None:
             )
 
 
-def check_draws(env: EnvConfig, videos: int) -> None:
+def check_draws(env: EnvConfig, videos: int, tasks: Sequence[str] = ()) -> None:
     """Draw one picture of an env, so that a package that is missing is told before episodes are
     played for nothing.
 
     Raises:
         TrainingError: Why it cannot be drawn, and what to install.
     """
-    why = why_not_drawn(env)
+    why = why_not_drawn(env, tasks)
     if why:
         raise TrainingError(_missing_videos(videos, VideoReport((), (why,))))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.extras import install_line
@@ -49,13 +50,15 @@ def drawable(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, eval_videos=0)
 
 
-def why_not_drawn(env: EnvConfig) -> str:
-    """Draw one picture of an env, of several tasks one of each; why that fails, and empty when it
-    does not.
+def why_not_drawn(env: EnvConfig, tasks: Sequence[str] = ()) -> str:
+    """Draw one picture of an env, of several tasks one of each, or of those that are named; why
+    that fails, and empty when it does not.
     """
     if env.tasks:
-        reasons = zip(env.tasks, map(why_not_drawn, env.parts()), strict=True)
-        return next((f"task {name}: {why}" for name, why in reasons if why), "")
+        for name, part in zip(env.tasks, env.parts(), strict=True):
+            if (not tasks or name in tasks) and (why := why_not_drawn(part)):
+                return f"task {name}: {why}"
+        return ""
     made = make_env(env, seed=0, renders=True)
     try:
         picture_of(made, made.reset())

@@ -41,3 +41,13 @@ def test_videos_that_were_asked_for_are_refused_before_anything_starts(no_pygame
 def test_a_cluster_draws_by_itself(no_pygame) -> None:
     config = parse(["--preset", "quick", "--address", "auto"])
     assert drawable(config) is config
+
+
+def test_of_several_tasks_only_those_that_are_watched_must_draw() -> None:
+    tasks = {
+        "swing": {"env": "gym:Pendulum-v1", "settings": {}},
+        "blind": {"env": "toy:point", "settings": {}},
+    }
+    several = EnvConfig(env="gym:Pendulum-v1,toy:point", tasks=tasks)
+    assert why_not_drawn(several).startswith("task blind: ")
+    assert why_not_drawn(several, ["swing"]) == ""
