@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.worldloom_dist.small_runs import start
+from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.evaluation.trust import Probes
-from worldloom_dist.evaluate import evaluate
+from worldloom_dist.evaluate import evaluate, find_checkpoint
 from worldloom_dist.metrics.evaluation import eval_metrics, eval_warnings
 from worldloom_dist.page.state import RunState
 from worldloom_dist.run import model_check as module
+from worldloom_dist.run.builders import build_evaluator, build_store, restore_agent
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.model_check import check_checkpoint, check_model
 from worldloom_dist.run.plan import resolve
@@ -104,13 +108,31 @@ def test_predictions_that_are_none_are_a_warning() -> None:
     assert list(eval_warnings(result, 10)) == [
         "the model predicts numbers that are not finite: error.latent.8"
     ]
+    result = {"return_mean": 1.0, "model": {"tasks": {"a": result["model"], "b": {"windows": 2}}}}
+    assert list(eval_warnings(result, 10)) == [
+        "the model predicts numbers that are not finite in task a: error.latent.8"
+    ]
+
+
+def test_actions_of_a_task_are_those_that_it_uses(run: Path) -> None:
+    """Padded components are no actions: they would count as never tried."""
+    plan = resolve(parse([*TINY["tdmpc2:ci"], "--env", "toy:point,gym:Pendulum-v1"]))
+    own = resolve(parse(["--resume", str(run)]))
+    agent, _ = restore_agent(own, find_checkpoint(build_store(own, run), "newest"))
+    probes = probes_of(run)
+    wide = np.linspace(-1, 1, 200, dtype=np.float32)[:, None]
+    padded = dataclasses.replace(probes, actions={"action": np.hstack([wide, 0 * wide])})
+    found = check_model(plan, agent, {"point": padded, "Pendulum-v1": padded, "none": None})
+    tasks = found["model"]["tasks"]
+    assert tasks["Pendulum-v1"]["action_coverage"] == 1.0
+    assert tasks["point"]["action_coverage"] == pytest.approx(0.55)
+    assert tasks["Pendulum-v1"]["action_saturation"] == pytest.approx(
+        2 * tasks["point"]["action_saturation"]
+    )
 
 
 def probes_of(folder: Path) -> Probes:
     """What the run's own evaluator keeps."""
-    from worldloom_dist.evaluate import find_checkpoint
-    from worldloom_dist.run.builders import build_evaluator, build_store, restore_agent
-
     plan = resolve(parse(["--resume", str(folder)]))
     evaluator = build_evaluator(plan)
     agent, _ = restore_agent(plan, find_checkpoint(build_store(plan, folder), "newest"))

@@ -82,8 +82,11 @@ def eval_warnings(result: Mapping[str, Any], max_steps: int) -> Iterator[str]:
             f"within {max_steps} decisions "
             "and were cut there, as if truncated (--eval-max-steps)"
         )
-    if odd := (result.get("model") or {}).get("not_finite"):
-        yield f"the model predicts numbers that are not finite: {', '.join(odd)}"
+    model = result.get("model") or {}
+    for task, facts in {"": model, **model.get("tasks", {})}.items():
+        if odd := facts.get("not_finite"):
+            where = f" in task {task}" if task else ""
+            yield f"the model predicts numbers that are not finite{where}: {', '.join(odd)}"
     if not math.isfinite(result["return_mean"]):
         yield (
             f"the mean return is {result['return_mean']}: the env's rewards, or their "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from worldloom.core.error_text import first_line
 from worldloom.core.memory import memory_left
 from worldloom.core.protocol import Agent
+from worldloom.core.specs import ACTION, ArraySpec
 from worldloom.evaluation.trust import Probes, model_facts
 from worldloom_dist.run.builders import build_store, restore_agent
 from worldloom_dist.run.plan import Plan
@@ -36,10 +38,12 @@ def check_model(plan: Plan, agent: Agent, probes: AllProbes) -> dict[str, Any]:
         if isinstance(probes, Probes):
             facts = model_facts(agent, probes, actions)
         else:
+            sizes = {task.name: task.action_size for task in plan.env_spec.tasks}
             of_tasks = {
                 name: found
                 for name, one in probes.items()
-                if one is not None and (found := model_facts(agent, one, actions))
+                if one is not None
+                and (found := model_facts(agent, *_without_padding(one, actions, sizes[name])))
             }
             facts = {"tasks": of_tasks} if of_tasks else {}
     except Exception as error:  # an agent from outside may raise anything
@@ -62,6 +66,15 @@ def _has_room(checkpoint: Path) -> bool:
             left / 1e9,
         )
     return wanted <= left
+
+
+def _without_padding(
+    probes: Probes, actions: Mapping[str, ArraySpec], size: int
+) -> tuple[Probes, Mapping[str, ArraySpec]]:
+    """The probes of a task, and its actions, of which only as many components as it uses."""
+    own = {ACTION: probes.actions[ACTION][:, :size]}
+    spec = dataclasses.replace(actions[ACTION], shape=(size,))
+    return dataclasses.replace(probes, actions=own), {ACTION: spec}
 
 
 def check_checkpoint(plan: Plan, folder: Path, probes: AllProbes) -> dict[str, Any]:

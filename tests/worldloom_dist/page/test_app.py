@@ -131,7 +131,8 @@ def test_a_browser_shows_several_tasks_and_their_score(tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "env": env}))
     summary = json.loads((folder / "summary.json").read_text())
     found = {"env_steps": 4000, "return_mean": 238.0, "return_std": 1.0, "episodes": 2}
-    evaluation = {**found, "score": 32.8, "tasks": tasks}
+    model = {"tasks": {name: {"windows": 4, "value_bias": 0.5} for name in tasks}}
+    evaluation = {**found, "score": 32.8, "tasks": tasks, "model": model}
     (folder / "summary.json").write_text(json.dumps({**summary, "eval": evaluation}))
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "eval", "time": 1.8e9, **evaluation}) + "\n")
@@ -146,6 +147,7 @@ def test_a_browser_shows_several_tasks_and_their_score(tmp_path):
         "75 %",
     ]
     assert "normalised score, mean over tasks" in text
+    assert "Model on evaluation episodes" not in re.sub("(?s)<script.*?</script>", "", text)
 
 
 def test_a_video_that_is_deleted_before_it_is_sent_is_not_found(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def foresight(
         warm_up: W; only the last of these rows is needed.
         discount: Of the values.
     """
-    task = model.embed(batch.task)
+    task = model.embed_copy(batch.task)
     seen = model.encode(batch.obs, task)  # [T, B, L]
     z = seen[warm_up - 1]
     latents = []
@@ -62,7 +62,7 @@ def _values(model: TDMPC2Networks, z: Tensor, index: Tensor | None) -> Tensor:
     """What every critic says of the policy's mean action. [T, B, L] -> [Q, T, B]."""
     flat = z.flatten(0, -2)
     of_rows = None if index is None else index.expand(z.shape[:-1]).flatten()
-    task = model.embed(of_rows)
+    task = model.embed_copy(of_rows)
     noise = flat.new_zeros(len(flat), model.architecture.action_dim)
     action = model.policy(flat, noise, task, model.mask(of_rows)).action
     values = model.bins.mean(model.critic_logits(flat, action, task))

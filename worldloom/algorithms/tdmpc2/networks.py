@@ -126,6 +126,14 @@ class TDMPC2Networks(nn.Module):
         self.shorten(task)
         return F.embedding(task, self.task_emb)
 
+    def embed_copy(self, task: Tensor | None) -> Tensor | None:
+        """As :meth:`embed`, and the weights stay as they are: for who only looks at them while they
+        train.
+        """
+        if task is None or self.task_emb is None:
+            return None
+        return F.embedding(task, shortened(self.task_emb))
+
     @torch.no_grad()
     def shorten(self, task: Tensor | None) -> None:
         """Shorten the embeddings of integer tasks [...] to length 1 in place where they are longer,

@@ -314,3 +314,19 @@ def test_a_state_of_moved_or_more_tasks_is_refused() -> None:
     wider = make(tasks_env(*TWO.tasks, task("c", action=3)))
     with pytest.raises(CheckpointError, match="has shape"):
         wider.load_state_dict(state)
+
+
+def test_looking_ahead_leaves_the_weights_that_train_as_they_are() -> None:
+    agent = make()
+    with torch.no_grad():
+        agent.model.task_emb.mul_(1.7 / agent.model.task_emb.norm(dim=1, keepdim=True))
+    before = {name: value.clone() for name, value in agent.model.state_dict().items()}
+    batch = batch_of(TWO, agent.config, [0, 1, 0, 1, 0])
+    ahead = agent.predict_ahead(batch, 1)
+    for name, value in agent.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    agent.model.shorten(torch.tensor([0, 1]))
+    assert agent.model.task_emb.norm(dim=1).max() < 1.01
+    again = agent.predict_ahead(batch, 1)
+    np.testing.assert_array_equal(ahead.value, again.value)
+    np.testing.assert_array_equal(ahead.reward, again.reward)
