@@ -438,7 +438,7 @@ def test_a_request_without_a_share_takes_it_from_no_other():
         None, durability="none", make_selector=lambda size: FilesApart(size, Uniform(size))
     )
     loaded = counting_chunk(0, 0, size=60)
-    shard.append(dataclasses.replace(loaded, stream=StreamId(3, -9, 0)))
+    shard.append(dataclasses.replace(loaded, stream=StreamId(3, -9, 0), num_agent_steps=0))
     for seq in range(10):
         shard.append(counting_chunk(7, seq))
     assert all(count > 0 for count in shard.window_counts())
