@@ -109,7 +109,7 @@ def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_xlabel("env steps")
     axes.set_ylabel("return of 5 evaluation episodes")
     axes.set_title("Pendulum-v1, tdmpc2:ci, rows of a half-trained run")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -139,7 +139,7 @@ def main() -> None:
         train(folder, DATA_SEED, DATA_STEPS, "--eval-every", "0", "--eval-episodes", "10")
         summary = json.loads((folder / "summary.json").read_text())
         result["data"]["eval_return_mean"] = round(summary["eval"]["return_mean"], 1)
-        result["data"]["train_return_mean"] = summary["train_return_mean"]
+        result["data"]["train_return_mean"] = round(summary["train_return_mean"], 1)
         command("worldloom_dist.replay", "export", str(folder), str(rows))
         print(f"data: {result['data']}", flush=True)
         with ThreadPoolExecutor(options.jobs) as pool:
