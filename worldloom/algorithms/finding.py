@@ -117,6 +117,12 @@ def find_module(algorithm: str, part: str, names: tuple[str, ...]) -> ModuleType
     home = home_of(algorithm)
     if home is None:
         raise ModelNotFoundError(algorithm, agent_names())
+    if ":" in home:
+        guest = guests(AGENTS)[algorithm]
+        raise ConfigurationError(
+            f"agent {algorithm!r}: its entry point in {guest.package} is {home!r}, and an agent is "
+            f"a whole module; declare it as {home.partition(':')[0]!r}"
+        )
     try:
         module = importlib.import_module(home)
         if hasattr(module, "__path__") and importlib.util.find_spec(f"{home}.{part}") is not None:

@@ -27,7 +27,7 @@ class Guest(NamedTuple):
 
     Attributes:
         name: As it is typed.
-        value: ``package.module``, or ``package.module:name``.
+        value: ``package.module`` (of an agent always), or ``package.module:name``.
         package: Name and version of the package that declares it.
     """
 

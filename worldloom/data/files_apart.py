@@ -50,6 +50,12 @@ class FilesApart:
             return 0
         return wanted if self.num_others else windows
 
+    def by_chance(self, windows: int, rng: np.random.Generator) -> int:
+        """How many of ``windows`` to draw from files where no share is asked for: each of the two
+        in proportion to its windows.
+        """
+        return int(rng.binomial(windows, self.num_files / (self.num_files + self.num_others)))
+
     def note_sources(self, slots: Slots, sources: npt.NDArray[np.uint8]) -> None:
         """See :class:`Selector`."""
         self._is_file[slots] = sources == FILE
@@ -79,8 +85,7 @@ class FilesApart:
         """See :class:`Selector`; without a share each of the two in proportion to its windows."""
         parts = []
         for count, rng in draws:
-            wanted = rng.binomial(count, self.num_files / (self.num_files + self.num_others))
-            from_files = self.possible(count, int(wanted))
+            from_files = self.possible(count, self.by_chance(count, rng))
             if from_files:
                 parts.append(self.files.sample([(from_files, rng)], origin))
             if from_files < count:

@@ -301,7 +301,7 @@ class SequenceBuffer:
         """
         return self.draw([(windows, rng)]).decode()
 
-    def draw(self, draws: Draws, files: Sequence[int] | None = None) -> EncodedWindows:
+    def draw(self, draws: Draws, files: Sequence[int | None] | None = None) -> EncodedWindows:
         """As :meth:`sample` several times in one, one after the other, with the decoding of encoded
         columns left to do.
 
@@ -310,7 +310,7 @@ class SequenceBuffer:
         Args:
             draws: How many windows, and with which generators.
             files: How many of each draw begin at rows from files, where the selector keeps them
-                apart; None leaves that to the selector.
+                apart; None leaves that to chance, for one draw or for all.
         """
         if not self.starts.count:
             kind = "across episodes" if self.sampling.cross_episodes else "inside one episode"

@@ -86,15 +86,16 @@ class WindowStarts:
         return self._newest_first(self.selector, draws, first_row)
 
     def draw_apart(
-        self, draws: Draws, files: Sequence[int], first_row: int, *, online: bool
+        self, draws: Draws, files: Sequence[int | None], first_row: int, *, online: bool
     ) -> Ids:
-        """As :meth:`draw`, with a fixed number of each draw from files, and the others from the
-        run; where one of the two has none, the other gives all.
+        """As :meth:`draw`, with a fixed number of each draw from files (None leaves it to chance),
+        and the others from the run; where one of the two has none, the other gives all.
         """
         assert isinstance(self.selector, FilesApart)
         apart = self.selector
         parts = [np.empty(0, np.int64)]
         for (windows, rng), wanted in zip(draws, files, strict=True):
+            wanted = apart.by_chance(windows, rng) if wanted is None else wanted
             from_files = apart.possible(windows, wanted)
             own = windows - from_files
             if from_files:

@@ -87,6 +87,8 @@ SAY_EVERY_STEPS = 500
 LAST_REPORT_S = 10.0
 OFFLINE_UPDATES_PER_ROUND = 100
 """While nothing acts a round is this number of updates."""
+OFFLINE_UPDATES_PER_CHECKPOINT = 2000
+"""Checkpoints are counted in env steps, and no env steps are made in the meantime."""
 TRAIN_FOR_S = 5.0
 """A round that owes many updates returns to the run loop in between."""
 WAIT_FOR_CLIENTS_S = 0.02
@@ -183,6 +185,7 @@ class LocalRuntime:
         self._reported = report.counts
         self._checkpoint_at = 0
         self._saved_updates = 0
+        self._was_offline = False
         self._newest: tuple[int, Path] | None = None
         self._memory = MemoryWatch(None, 1, share=MEMORY_SHARE)
         self._memory_due = Interval(LOOK_EVERY_S)
@@ -327,7 +330,12 @@ class LocalRuntime:
     @property
     def _trains_offline(self) -> bool:
         """True while updates are made on data from files alone, and nothing acts."""
-        return self._plan.is_offline or self.replay.coordinator.limiter.is_offline
+        return self._plan.is_offline or self._is_first_offline
+
+    @property
+    def _is_first_offline(self) -> bool:
+        """True before the updates of ``--offline-steps`` are made."""
+        return self.replay.coordinator.limiter.is_offline
 
     @property
     def num_windows(self) -> int | None:
@@ -385,6 +393,7 @@ class LocalRuntime:
             self._reported = self._report.counts
         self._checkpoint_at = self._report.progress
         self._saved_updates = self.learner.train_steps
+        self._was_offline = self._is_first_offline
         self._is_whole = True
         if self._plan.config.gateway_port is not None:
             self.gateway = LocalGateway(self._plan, self._folder, self.weights, self.replay)
@@ -469,14 +478,16 @@ class LocalRuntime:
         self._store.save_best(tree, {"step": self._step, **self._facts}, return_mean)
 
     def save_when_due(self) -> None:
-        """Predictions as videos, and a checkpoint."""
+        """Predictions as videos, and a checkpoint, also of what the offline updates came to."""
         steps = self._report.progress
         if self.prediction_videos.is_due(steps):
             self.learner.report(self.prediction_videos, steps)
-        made = steps - self._checkpoint_at
-        if self.replay.coordinator.limiter.is_offline:
+        made, most = steps - self._checkpoint_at, self._plan.config.learner.checkpoint_every_steps
+        was_offline, self._was_offline = self._was_offline, self._is_first_offline
+        if self._was_offline:
             made = self.learner.train_steps - self._saved_updates
-        if made >= self._plan.config.learner.checkpoint_every_steps:
+            most = min(most, OFFLINE_UPDATES_PER_CHECKPOINT)
+        if made >= most or (was_offline and not self._was_offline):
             self.checkpoint()
 
     def end(self) -> None:

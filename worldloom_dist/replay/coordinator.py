@@ -218,18 +218,23 @@ class ReplayCoordinator:
             A request per shard that has to serve some; None when sampling is blocked by the ratio
             or because nothing is stored.
         """
-        weights = {index: self._shards[index].windows for index in self.live_shards}
-        total = sum(weights.values())
         positions = request.windows * self.window_positions
-        if not total or not self.limiter.may_sample(positions):
+        if not self._live_windows() or not self.limiter.may_sample(positions):
             self._sample_blocked.refused(self._clock())
             return None
         self._sample_blocked.permitted(self._clock())
         self.limiter.sampled(positions)
+        return self.split(request)
+
+    def split(self, request: SampleRequest) -> dict[int, SampleRequest]:
+        """Split windows that were admitted over the live shards, which have some; see
+        :meth:`try_sample`.
+        """
         rng = np.random.default_rng(list(request.seed))
         if self._share is not None:
             return self._split_by_share(request, self._share, rng)
-        counts = rng.multinomial(request.windows, np.array(list(weights.values())) / total)
+        weights = {index: self._shards[index].windows for index in self.live_shards}
+        counts = _dealt(request.windows, np.array(list(weights.values()), float), rng)
         # A seed is padded with zeros, so (..., 0) would repeat the stream that made the split:
         # shards count from 1 here.
         return {
@@ -241,12 +246,13 @@ class ReplayCoordinator:
     def _split_by_share(
         self, request: SampleRequest, share: OfflineShare, rng: np.random.Generator
     ) -> dict[int, SampleRequest]:
-        """As :meth:`try_sample`, for the windows of files and for those of the run by themselves;
+        """As :meth:`split`, for the windows of files and for those of the run by themselves;
         where there are none of one kind, the other gives all.
         """
         live = self.live_shards
         files = np.array([self._shards[index].files for index in live], float)
-        own = np.array([self._shards[index].windows for index in live], float) - files
+        every = np.array([self._shards[index].windows for index in live], float)
+        own = np.maximum(every - files, 0)
         wanted = share.windows(request.windows, self.limiter.agent_steps, rng)
         if not own.sum():
             wanted = request.windows

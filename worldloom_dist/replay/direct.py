@@ -102,7 +102,7 @@ class DirectReplay:
             with self._changed:
                 if not is_new:
                     self.coordinator.give_back(index, count)
-                self.coordinator.report(index, shard.live_windows(), shard.live_file_windows())
+                self.coordinator.report(index, *shard.window_counts())
                 self._changed.notify_all()
 
     def sample(self, request: SampleRequest) -> SampledWindows:
@@ -202,7 +202,7 @@ class DirectReplay:
     def _join_all(self) -> None:
         for index, shard in enumerate(self.shards):
             self.coordinator.join(index, shard.row_counters(), shard.live_windows())
-            self.coordinator.report(index, shard.live_windows(), shard.live_file_windows())
+            self.coordinator.report(index, *shard.window_counts())
 
     def _wait(self, attempt: Callable[[], T | None], side: str, problem: Callable[[], str]) -> T:
         """Try until permitted; each change on the other side wakes us."""

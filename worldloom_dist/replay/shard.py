@@ -207,9 +207,8 @@ class ReplayShard:
         ]
         files = [request.files for request in requests]
         with self.lock:
-            if any(number is None for number in files):
-                return self.rows.buffer.draw(draws)
-            return self.rows.buffer.draw(draws, [number or 0 for number in files])
+            has_share = any(number is not None for number in files)
+            return self.rows.buffer.draw(draws, files if has_share else None)
 
     def write_back(
         self, row_ids: npt.NDArray[np.int64], refreshed: Mapping[str, np.ndarray]
@@ -285,11 +284,12 @@ class ReplayShard:
         """Windows that can be drawn now: this shard's weight when samples are split over shards."""
         return self.rows.buffer.num_windows
 
-    def live_file_windows(self) -> int:
-        """Those of :meth:`live_windows` that begin at rows from files, where they are kept
-        apart.
+    def window_counts(self) -> tuple[int, int]:
+        """:meth:`live_windows`, and those of them that begin at rows from files, where they are
+        kept apart; both of one moment.
         """
-        return self.rows.buffer.starts.file_count
+        with self.lock:
+            return self.rows.buffer.num_windows, self.rows.buffer.starts.file_count
 
     def take_drawn(self) -> tuple[int, int]:
         """Windows drawn since the last call where files are kept apart: from the run, and from

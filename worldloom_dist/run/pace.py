@@ -10,7 +10,7 @@ from typing import Protocol
 from worldloom_dist.run.plan import Plan
 from worldloom_dist.run.view import duration
 
-__all__ = ["Pace", "prefill_share", "total_updates"]
+__all__ = ["Pace", "prefill_share", "total_updates", "updates_at_once"]
 
 MEASURED_UPDATES = 20
 MEASURED_S = 10.0
@@ -33,8 +33,12 @@ def total_updates(plan: Plan) -> int:
         return plan.config.train_steps
     limits = plan.limits
     owed = max(0, plan.target_agent_steps - limits.prefill_agent_steps) * limits.train_ratio
-    first = limits.offline_updates + limits.pretrain_updates
-    return first + int(owed / limits.batch_positions)
+    return updates_at_once(plan) + int(owed / limits.batch_positions)
+
+
+def updates_at_once(plan: Plan) -> int:
+    """Updates that wait for no env: those before the first step, and the pretraining's."""
+    return 0 if plan.is_offline else plan.limits.offline_updates + plan.limits.pretrain_updates
 
 
 def prefill_share(plan: Plan) -> float:
@@ -73,11 +77,10 @@ class Pace:
         return left * (ended_s - began_s) / (last - first)
 
     def _mark(self, now_s: float, made: int) -> None:
-        """Keep the last minute; updates of the pretraining, which wait for no env, say nothing of
-        those that come after it.
+        """Keep the last minute; updates that wait for no env say nothing of those that come after
+        them.
         """
-        pretrained = self._plan.spec.pretrain_updates
-        if self._marks and self._marks[0][1] < pretrained <= made:
+        if self._marks and self._marks[0][1] < updates_at_once(self._plan) <= made:
             self._marks.clear()
         if not self._marks or now_s - self._marks[-1][0] >= MARK_EVERY_S:
             self._marks.append((now_s, made))
@@ -108,8 +111,7 @@ class Pace:
         if updates < 1 or now_s - self._began[0] < patience_s:
             return None
         per_second = updates / (self._newest[0] - self._began[0])
-        limits = self._plan.limits
-        first = 0 if self._plan.is_offline else limits.offline_updates + limits.pretrain_updates
+        first = updates_at_once(self._plan)
         is_pretraining = made <= first
         self._is_done = not is_pretraining
         self._began = None

@@ -26,8 +26,6 @@ from dataclasses import asdict
 from fractions import Fraction
 from typing import Any, TypeVar
 
-import numpy as np
-
 from worldloom_dist.interfaces import InsertQuestion
 from worldloom_dist.ports import RowCounters, SampleRequest, StepPermit, StepQuestion
 from worldloom_dist.replay.coordinator import ReplayCoordinator
@@ -272,25 +270,13 @@ class CoordinatorRole:
             await self._notify()
 
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
-        """Requests for windows of an admitted batch that a shard could not give, of files or not as
-        chance has it.
+        """Requests for windows of an admitted batch that a shard could not give, mixed of files and
+        of the run as the batch was to be.
         """
         async with self._changed:
-            while not (
-                live := {
-                    index: self._live[index]
-                    for index in self.coordinator.live_shards
-                    if self._live[index]
-                }
-            ):
+            while not any(self._live[index] for index in self.coordinator.live_shards):
                 await self._changed.wait()
-        weights = np.array(list(live.values()), float)
-        counts = np.random.default_rng(list(seed)).multinomial(windows, weights / weights.sum())
-        return {
-            index: SampleRequest(int(count), (*seed, index + 1))
-            for index, count in zip(live, counts, strict=True)
-            if count
-        }
+            return self.coordinator.split(SampleRequest(windows, seed))
 
     async def updates_due(self) -> int:
         """Updates that should have been made by now (lock-step)."""

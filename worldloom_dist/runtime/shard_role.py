@@ -220,7 +220,7 @@ class ShardRole:
         while self._storing:
             await self._is_idle.wait()
         counters = self.shard.row_counters()
-        windows, files = self.shard.live_windows(), self.shard.live_file_windows()
+        windows, files = self.shard.window_counts()
         with contextlib.suppress(RoleGoneError):
             coordinator = self._coordinator.within(
                 timeout_s=DEADLINES.final_report_s, patience_s=0.0
@@ -260,7 +260,7 @@ class ShardRole:
             await asyncio.to_thread(self.shard.mark_lost, known)
         await import_new(self)
         counters = self.shard.row_counters()
-        windows, files = self.shard.live_windows(), self.shard.live_file_windows()
+        windows, files = self.shard.window_counts()
         await coordinator.acall(
             Coordinator.join, self._index, counters, windows, self._session_id, files
         )
@@ -375,8 +375,7 @@ class ShardRole:
             Coordinator.report,
             self._index,
             self.shard.row_counters(),
-            self.shard.live_windows(),
-            self.shard.live_file_windows(),
+            *self.shard.window_counts(),
         )
 
 
@@ -402,8 +401,8 @@ async def report_for_ever(role: ShardRole) -> None:
     coordinator = role._coordinator.within(timeout_s=REPORT_WITHIN_S, patience_s=0.0)
     while True:
         await asyncio.sleep(REPORT_EVERY_S)
-        counters, windows = role.shard.row_counters(), role.shard.live_windows()
-        files = role.shard.live_file_windows()
+        counters = role.shard.row_counters()
+        windows, files = role.shard.window_counts()
         with contextlib.suppress(RoleGoneError):
             await coordinator.acall(Coordinator.report, role._index, counters, windows, files)
 

@@ -72,6 +72,7 @@ def test_an_entry_point_that_leads_nowhere_is_told_and_hides_no_other(home: Path
     points = {
         "fine": "outside_fine",
         "gone": "outside_not_there",
+        "inner": "outside_fine:Config",
         "mlp": "outside_fine",
         "odd": "outside_odd",
         "quits": "outside_quits",
@@ -84,6 +85,10 @@ def test_an_entry_point_that_leads_nowhere_is_told_and_hides_no_other(home: Path
     assert problems["fine"] == ""
     assert problems["gone"].startswith("agent 'gone' cannot be imported: ModuleNotFoundError")
     assert problems["mlp"] == "agent 'mlp' is one of ours; ask for it as outside_fine:PRESET"
+    assert problems["inner"] == (
+        "agent 'inner': its entry point in my-pack 1.2 is 'outside_fine:Config', and an agent is a "
+        "whole module; declare it as 'outside_fine'"
+    )
     assert problems["odd"] == "agent 'odd': TypeError: 'int' object is not iterable"
     assert problems["quits"] == "agent 'quits' cannot be imported: SystemExit: 3"
     assert type(make_agent_config("mlp:ci")).__module__ == "worldloom.algorithms.mlp.spec"

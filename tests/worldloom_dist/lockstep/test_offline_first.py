@@ -83,6 +83,35 @@ def test_a_run_that_is_killed_in_its_offline_updates_goes_on_exactly(tmp_path, r
     assert payloads(tmp_path / "whole") == payloads(tmp_path / "broken")
 
 
+def test_what_the_offline_updates_came_to_is_saved_before_anything_acts(
+    tmp_path, rows, monkeypatch
+):
+    monkeypatch.setattr("worldloom_dist.lockstep.runtime.OFFLINE_UPDATES_PER_CHECKPOINT", 20)
+    more = ["--learner.checkpoint-every-steps", "100000"]
+    run = start(tmp_path / "run", *words(rows, 50), *more)
+    saved = []
+    real = run.runtime.checkpoint
+
+    def checkpoint():
+        counts = run.report.counts
+        saved.append((counts.train_steps, counts.counters.agent_steps))
+        return real()
+
+    monkeypatch.setattr(run.runtime, "checkpoint", checkpoint)
+    assert run.run() == "completed"
+    assert saved[:-1] == [(20, 0), (40, 0), (50, 0)]
+    broken = start(tmp_path / "broken", *words(rows, 50), *more)
+    broken.begin()
+    while not broken.report.counts.counters.agent_steps:
+        broken.turn()
+    broken.runtime.replay.close()  # as death does
+    assert newest_state(tmp_path / "broken")["learner"]["train_steps"] == 50
+    resumed = start(tmp_path / "broken", *words(rows, 50), *more)
+    assert resumed.run() == "completed"
+    whole, again = (newest_state(tmp_path / name) for name in ("run", "broken"))
+    assert_equal_trees(whole["learner"], again["learner"])
+
+
 def test_a_stopped_run_says_where_it_is_and_leaves_the_rest_to_the_resumed_one(tmp_path, rows):
     run = start(tmp_path / "run", *words(rows, 5000))
     run.begin()

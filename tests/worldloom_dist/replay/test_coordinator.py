@@ -218,3 +218,18 @@ def test_a_share_gives_way_where_nothing_of_one_kind_is_stored():
         coordinator.report(0, 20, files)
         coordinator.limiter.inserted(100)
         assert coordinator.try_sample(SampleRequest(8, (1,)))[0].files == wanted
+
+
+def test_more_windows_of_files_than_windows_are_no_negative_windows_of_the_run():
+    limits = RateLimits(train_ratio=1, prefill_agent_steps=0, batch_positions=8)
+    share = OfflineShare(0.5, 0.5)
+    coordinator = ReplayCoordinator(limits, window_positions=1, share=share)
+    for shard, (windows, files) in enumerate(((64, 128), (200, 0))):
+        coordinator.join(shard, RowCounters(), windows)
+        coordinator.report(shard, windows, files)
+    coordinator.limiter.inserted(100)
+    parts = coordinator.try_sample(SampleRequest(8, (1,)))
+    assert {index: (part.windows, part.files) for index, part in parts.items()} == {
+        0: (4, 4),
+        1: (4, 0),
+    }

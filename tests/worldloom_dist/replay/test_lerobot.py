@@ -276,6 +276,23 @@ def test_images_are_read_and_columns_are_chosen_by_name(tmp_path):
     assert fingerprint(names[0]) != fingerprint(names[1]), "other columns are other rows"
 
 
+def test_a_dataset_is_the_same_however_its_columns_are_spelled(tmp_path):
+    source = write_dataset(tmp_path / "d")
+    same = [
+        "",
+        f"?obs={STATE}",
+        f"?obs={STATE}&action=action",
+        f"?action=action&reward=next.reward&obs={STATE}",
+        "?bounds=-1:1",
+        "?bounds=-1.0/-1:1&terminated=next.done",
+    ]
+    assert len({fingerprint(source + query) for query in same}) == 1
+    others = ["", "?bounds=-2:2", f"?obs/seen={STATE}", "?terminated=next.reward"]
+    assert len({fingerprint(source + query) for query in others}) == len(others)
+    with pytest.raises(CheckpointError, match="has no column 'x'"):
+        fingerprint(f"{source}?obs=x")
+
+
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 32\n%%EndComments\n%%EndProlog\nshowpage\n"
 
 

@@ -19,6 +19,8 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import NO_POLICY, PolicyVersion, StreamId
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import make_chunk
+from worldloom.data.files_apart import FilesApart
+from worldloom.data.selectors import Uniform
 from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.replay.snapshots import ShardSnapshot
@@ -429,3 +431,19 @@ def test_concurrent_writers_and_readers_lose_and_double_nothing(tmp_path):
     counters = shard.row_counters()
     assert (counters.inserted, counters.duplicate, counters.stored) == (505, 500, 300)
     assert counters.is_balanced
+
+
+def test_a_request_without_a_share_takes_it_from_no_other():
+    shard = open_shard(
+        None, durability="none", make_selector=lambda size: FilesApart(size, Uniform(size))
+    )
+    loaded = counting_chunk(0, 0, size=60)
+    shard.append(dataclasses.replace(loaded, stream=StreamId(3, -9, 0), num_agent_steps=0))
+    for seq in range(10):
+        shard.append(counting_chunk(7, seq))
+    assert all(count > 0 for count in shard.window_counts())
+    requests = [SampleRequest(40, (1,), 40), SampleRequest(40, (2,)), SampleRequest(40, (3,), 0)]
+    slots = shard.draw(requests).decode().columns["obs"][:, 0, 0].reshape(3, 40)
+    assert (slots[0] == 0).all()
+    assert set(slots[1]) == {0, 7}
+    assert (slots[2] == 7).all()

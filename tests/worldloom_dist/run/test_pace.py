@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.worldloom_dist.local_runs import write_pendulum_rows
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.pace import Pace, prefill_share, total_updates
 from worldloom_dist.run.plan import resolve
@@ -79,3 +80,21 @@ def test_the_time_to_go_follows_the_updates_that_are_left():
         made = pretraining + 2 * (second - 70)
         assert left[second] == pytest.approx((total_updates(plan) - made) / 2, rel=0.05)
     assert pace.left_s(Made(total_updates(plan))) is None
+
+
+def test_updates_before_the_first_step_say_nothing_of_those_after_it(tmp_path):
+    rows = write_pendulum_rows(tmp_path / "rows.npz")
+    words = WORDS.replace("toy:point", "gym:Pendulum-v1").split()
+    offline = ["--replay.load", rows, "--offline-steps", "600", "--env-steps", "2000"]
+    plan = resolve(parse([*words, *offline]))
+    first = 600 + plan.spec.pretrain_updates
+    pace = Pace(plan)
+    left = {}
+    for second in range(200):
+        made = min(first, 20 * second) + max(0, 2 * (second - first // 20))
+        pace.look(float(second), Made(made))
+        left[second] = (pace.left_s(Made(made)), total_updates(plan) - made)
+    at_once = first // 20
+    assert left[at_once + 5][0] is None, "what came before says nothing"
+    seconds, updates = left[at_once + 40]
+    assert seconds == pytest.approx(updates / 2, rel=0.05)

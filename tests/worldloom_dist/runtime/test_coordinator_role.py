@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 
+from tests.worldloom_dist.local_runs import write_pendulum_rows
 from worldloom_dist.interfaces import InsertQuestion
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.run.cli import parse
@@ -276,5 +277,22 @@ def test_a_new_coordinator_asks_shards_for_what_the_driver_knows_they_have():
         counts = await coordinator.counts()
         assert counts["counters"]["lost_acked"] == 80
         assert counts["shards"] == {"0": dataclasses.asdict(found)}
+
+    asyncio.run(story())
+
+
+def test_windows_that_a_shard_could_not_give_are_mixed_as_the_batch_was_to_be(tmp_path):
+    rows = write_pendulum_rows(tmp_path / "rows.npz")
+    words = ["--preset", "debug", "--env", "gym:Pendulum-v1", "--replay.shards", "2"]
+    share = ["--replay.load", rows, "--replay.offline-share", "0.75"]
+    plan = resolve(parse([*words, *share]))
+
+    async def story() -> None:
+        coordinator = CoordinatorRole(plan, 0)
+        await coordinator.join(0, RowCounters(), 1000, file_windows=10)
+        await coordinator.join(1, RowCounters(), 10, file_windows=10)
+        parts = await coordinator.split(8, (1, 2))
+        assert sum(part.windows for part in parts.values()) == 8
+        assert sum(part.files for part in parts.values()) == 6
 
     asyncio.run(story())

@@ -29,9 +29,7 @@ def test_a_report_that_no_one_answers_is_made_again(monkeypatch: pytest.MonkeyPa
     role = types.SimpleNamespace(
         _coordinator=Client(),
         _index=2,
-        shard=types.SimpleNamespace(
-            row_counters=lambda: "counters", live_windows=lambda: 7, live_file_windows=lambda: 3
-        ),
+        shard=types.SimpleNamespace(row_counters=lambda: "counters", window_counts=lambda: (7, 3)),
     )
 
     async def work() -> None:

@@ -106,8 +106,18 @@ def whole_name(source: str) -> str:
 
 
 def columns_of_name(source: str) -> str:
-    """What the name of a source says of its columns; of one folder each makes other rows."""
-    return source.partition("?")[2] if source.startswith(LEROBOT) else ""
+    """What the name of a source says of its columns, which make other rows of one folder each; the
+    same however it is spelled.
+
+    Raises:
+        CheckpointError, ConfigurationError: As :func:`open_episodes`.
+    """
+    if not source.startswith(LEROBOT):
+        return ""
+    from worldloom_dist.replay.formats.lerobot import chosen_columns
+
+    with reading(source):
+        return chosen_columns(source.removeprefix(LEROBOT))
 
 
 def source_files(source: str) -> list[Path]:

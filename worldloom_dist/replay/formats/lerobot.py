@@ -34,6 +34,7 @@ from worldloom_dist.replay.formats.lerobot_columns import (
     action_space,
     choose_columns,
     obs_space,
+    spelled_out,
 )
 from worldloom_dist.replay.formats.lerobot_layout import (
     COUNTERS,
@@ -51,7 +52,7 @@ from worldloom_dist.replay.formats.lerobot_pictures import (
     picture_shape,
 )
 
-__all__ = ["NOTE", "read_lerobot"]
+__all__ = ["NOTE", "chosen_columns", "read_lerobot"]
 
 NOTE = b"worldloom_env"
 BATCH_ROWS = 64
@@ -108,6 +109,17 @@ def read_lerobot(text: str) -> EpisodeFile:
     )
     opened.episodes = _episodes(layout, chosen, converted, opened)
     return opened
+
+
+def chosen_columns(text: str) -> str:
+    """Which columns a name chooses, and how actions are scaled, in one spelling; raises as
+    :func:`read_lerobot`.
+    """
+    folder, query = split_name(text)
+    layout = read_layout(folder)
+    written = _noted_env(layout)
+    chosen = choose_columns(layout, query, None if query else written, is_ours=written is not None)
+    return spelled_out(layout, chosen)
 
 
 def _noted_env(layout: Layout) -> EnvSpec | None:

@@ -12,6 +12,7 @@ largest that ``meta/stats.json`` knows of each number, which are no bounds of an
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ __all__ = [
     "choose_columns",
     "feature_name",
     "obs_space",
+    "spelled_out",
 ]
 
 REWARD = "next.reward"
@@ -159,6 +161,27 @@ def choose_columns(
         tells_ends,
         bounds,
     )
+
+
+def spelled_out(layout: Layout, chosen: Chosen) -> str:
+    """What was chosen, however it was asked for: equal texts make equal rows of a dataset.
+
+    Raises:
+        ConfigurationError, CheckpointError: As :func:`action_space`.
+    """
+    flags = (chosen.reward, chosen.done, chosen.truncated)
+    bounds = {
+        key: [end.tolist() for end in _bounds(layout, feature, chosen.bounds_of(key))]
+        for key, feature in chosen.action.items()
+        if feature.dtype.startswith("float")
+    }
+    found = {
+        OBS: {key: feature.name for key, feature in chosen.obs.items()},
+        ACTION: {key: feature.name for key, feature in chosen.action.items()},
+        "flags": [feature and feature.name for feature in flags],
+        BOUNDS: bounds,
+    }
+    return json.dumps(found, sort_keys=True)
 
 
 def _named(layout: Layout, key: str, name: str) -> Feature:
