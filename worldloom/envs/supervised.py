@@ -43,7 +43,7 @@ STEPS_REMEMBERED = 32
 ``EnvLimits.grace_s``.
 """
 NAMED_TASKS = 5
-"""Of an env's tasks, so many are named where one of them failed."""
+"""Most of an env's tasks that are named where one of them failed."""
 
 
 class _Phase(Enum):

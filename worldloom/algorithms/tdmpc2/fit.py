@@ -4,8 +4,9 @@ read here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from worldloom.core.exceptions import ConfigurationError, nearest
 from worldloom.core.specs import TASK, EnvSpec
 from worldloom.envs.config import EnvConfig
 
-__all__ = ["NAMED", "Fit", "fit_inputs"]
+__all__ = ["NAMED", "Fit", "fit_inputs", "other_settings"]
 
 NAMED = 5
 """Tasks that a sentence names."""
@@ -66,7 +67,7 @@ def fit_inputs(theirs: EnvSpec, ours: EnvSpec, task: str | None = None) -> Fit:
     folded = None
     if theirs.tasks:
         names = [one.name for one in theirs.tasks]
-        folded = names.index(task) if task in names else _find(ours.name, "", theirs)
+        folded = names.index(task) if task in names else _find(ours.name, "", ours.settings, theirs)
         if folded is None:
             raise ConfigurationError(_not_among(ours.name, theirs))
         obs, action = theirs.tasks[folded].obs, theirs.tasks[folded].action
@@ -81,7 +82,7 @@ def fit_inputs(theirs: EnvSpec, ours: EnvSpec, task: str | None = None) -> Fit:
 
 
 def _fit_several(theirs: EnvSpec, ours: EnvSpec) -> Fit:
-    found = tuple(_find(task.env, task.name, theirs) for task in ours.tasks)
+    found = tuple(_find(task.env, task.name, task.settings, theirs) for task in ours.tasks)
     if all(number is None for number in found):
         raise ConfigurationError(_not_among(ours.tasks[0].env, theirs))
     for task, number in zip(ours.tasks, found, strict=True):
@@ -105,20 +106,36 @@ def _fit_several(theirs: EnvSpec, ours: EnvSpec) -> Fit:
     return Fit(torch.tensor(obs), torch.tensor(action), tasks=found)
 
 
-def _find(env: str, name: str, theirs: EnvSpec) -> int | None:
-    """The number of a task in another's list; of several with its env the one of its name."""
+def _find(env: str, name: str, settings: Mapping[str, Any], theirs: EnvSpec) -> int | None:
+    """The number of a task in another's list; of several with its env the one of its name, or the
+    one with its settings.
+    """
     wanted = _canonical(env)
     found = [k for k, task in enumerate(theirs.tasks) if _canonical(task.env) == wanted]
-    if len(found) > 1:
-        named = [k for k in found if theirs.tasks[k].name == name]
-        if not named:
-            names = ", ".join(theirs.tasks[k].name for k in found)
-            raise ConfigurationError(
-                f"it has several tasks with {env} ({names}), and none is called {name or env!r}; "
-                "give the task one of these names in a list (mt:FILE.toml)"
-            )
-        return named[0]
-    return found[0] if found else None
+    if len(found) <= 1:
+        return found[0] if found else None
+    named = [k for k in found if theirs.tasks[k].name == name]
+    alike = [k for k in found if not other_settings(theirs.tasks[k].settings, settings)]
+    if named or len(alike) == 1:
+        return (named or alike)[0]
+    told = "; ".join(
+        f"{theirs.tasks[k].name}: "
+        + (", ".join(other_settings(theirs.tasks[k].settings, settings)) or "the same")
+        for k in found
+    )
+    raise ConfigurationError(
+        f"it has several tasks with {env}, and none is called {name or env!r} or alone has the "
+        f"settings of this run ({told}); give the env the settings of one of them"
+    )
+
+
+def other_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Settings of an env that are known of both and differ, each as ``NAME VALUE (here VALUE)``."""
+    return [
+        f"{name} {theirs[name]} (here {ours[name]})"
+        for name in theirs
+        if name in ours and theirs[name] != ours[name]
+    ]
 
 
 def _canonical(env: str) -> tuple[str, str] | None:

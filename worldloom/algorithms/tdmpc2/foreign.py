@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -79,7 +79,8 @@ def _foreign_config(config: TDMPC2AgentConfig, architecture: Architecture) -> TD
         for field in fields(TDMPC2Sizes)
         if field.name not in NOT_IN_FILE
     }
-    return replace(config, **sizes, task_dim=architecture.task_dim or None)
+    episodic: Literal["on", "off"] = "on" if architecture.is_episodic else "off"
+    return replace(config, **sizes, task_dim=architecture.task_dim or None, episodic=episodic)
 
 
 def _foreign_env(path: Path, architecture: Architecture, env: EnvSpec) -> EnvSpec:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from worldloom.algorithms.tdmpc2.agent import TDMPC2Agent
 from worldloom.algorithms.tdmpc2.config import SIZES, TDMPC2Sizes
-from worldloom.algorithms.tdmpc2.fit import NAMED, Fit, fit_inputs
+from worldloom.algorithms.tdmpc2.fit import NAMED, Fit, fit_inputs, other_settings
 from worldloom.algorithms.tdmpc2.foreign import read_foreign
 from worldloom.algorithms.tdmpc2.networks import shortened
 from worldloom.algorithms.tdmpc2.spec import TDMPC2AgentConfig, resolve
@@ -250,15 +250,24 @@ def _rows_of_both_halves(theirs: Tensor, own: Tensor, places: Tensor) -> Tensor:
 
 def _notes(theirs: EnvSpec, ours: EnvSpec, fit: Fit) -> tuple[str, ...]:
     if fit.folded is not None:
-        name = theirs.tasks[fit.folded].name
+        task = theirs.tasks[fit.folded]
         return (
-            f"tasks: {name} of its {len(theirs.tasks)}, whose embedding is a part of the first "
-            "layers now",
+            f"tasks: {task.name} of its {len(theirs.tasks)}, whose embedding is a part of the "
+            "first layers now",
+            *_changed(task.name, task.settings, ours.settings),
         )
-    known = [k for k in fit.tasks if k is not None]
+    pairs = [(k, task) for k, task in zip(fit.tasks, ours.tasks, strict=True) if k is not None]
+    known = {k for k, _ in pairs}
     if not known:
         return ()
     rest = [task.name for k, task in enumerate(theirs.tasks) if k not in known]
     more = f" and {len(rest) - NAMED} more" if len(rest) > NAMED else ""
     without = f", without {', '.join(rest[:NAMED])}{more}" if rest else ""
-    return (f"tasks: {len(known)} of its {len(theirs.tasks)}{without}",)
+    changed = [_changed(task.name, theirs.tasks[k].settings, task.settings) for k, task in pairs]
+    return (f"tasks: {len(known)} of its {len(theirs.tasks)}{without}", *sum(changed, ()))
+
+
+def _changed(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a task was learned with, where that is otherwise now; values and models may mislead."""
+    other = other_settings(theirs, ours)
+    return (f"tasks: {name} was learned with {', '.join(other)}",) if other else ()

@@ -479,6 +479,55 @@ def test_a_file_without_targets_and_of_unknown_tasks_says_so(tmp_path: Path) -> 
             read_foreign(config, path, env)
 
 
+def test_of_several_tasks_with_one_env_settings_say_which() -> None:
+    slow, fast = (
+        dataclasses.replace(WALK, name=name, settings={"action_repeat": repeat, "time_limit": 9})
+        for name, repeat in (("slow", 1), ("fast", 4))
+    )
+    trained = learned(agent_in(tasks_env(slow, fast, HOP)))
+    single = dataclasses.replace(SINGLE, settings={"action_repeat": 4, "time_limit": 9})
+    assert begun(trained, single)[1].notes[0].startswith("tasks: fast of its 3")
+    assert len(begun(trained, single)[1].notes) == 1
+    other = dataclasses.replace(SINGLE, settings={"action_repeat": 2, "time_limit": 9})
+    said = r"slow: action_repeat 1 \(here 2\); fast: .*give the env the settings of one of them"
+    with pytest.raises(ConfigurationError, match=said):
+        begun(trained, other)
+    renamed = [dataclasses.replace(task, name=f"my-{task.name}") for task in (fast, slow)]
+    found = begun(trained, tasks_env(*renamed))[1]
+    assert found.notes == ("tasks: 2 of its 3, without hop",)
+
+
+def test_settings_that_differ_are_told_and_a_task_that_is_taken_twice_counts_once() -> None:
+    walk = dataclasses.replace(WALK, settings={"action_repeat": 2, "grayscale": False})
+    trained = learned(agent_in(tasks_env(walk, HOP)))
+    ours = [
+        dataclasses.replace(walk, name=f"w{repeat}", settings={"action_repeat": repeat})
+        for repeat in (2, 1)
+    ]
+    assert begun(trained, tasks_env(*ours))[1].notes == (
+        "tasks: 1 of its 2, without hop",
+        "tasks: w1 was learned with action_repeat 2 (here 1)",
+    )
+    single = dataclasses.replace(SINGLE, settings={"action_repeat": 1})
+    assert begun(trained, single)[1].notes[1:] == (
+        "tasks: walk was learned with action_repeat 2 (here 1)",
+    )
+
+
+def test_a_file_of_several_tasks_begins_a_run_that_learns_termination(tmp_path: Path) -> None:
+    path = tmp_path / "two.pt"
+    torch.save({"model": official_state(architecture(num_tasks=2, task_dim=4))}, path)
+    pair = [
+        TaskSpec(name=n, env=f"toy:{n}", obs=(("obs", 3),), action=(("action", 2),)) for n in "ab"
+    ]
+    config = tiny_config(num_q=2, num_bins=5, episodic="on")
+    single = EnvSpec(name="toy:a", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((2,))})
+    agent = make_agent(config, single)
+    found = fit_state(config, read_foreign(config, path, tasks_env(*pair)), agent)
+    agent.load_state_dict(found.state)
+    assert "termination" in found.fresh
+
+
 def test_settings_of_one_task_plan_as_with_several() -> None:
     many = tuple(
         TaskSpec(name=n, env=f"toy:{n}", obs=(("obs", 3),), action=(("action", a),))
