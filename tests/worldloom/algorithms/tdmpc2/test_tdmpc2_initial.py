@@ -485,10 +485,10 @@ def test_of_several_tasks_with_one_env_settings_say_which() -> None:
         for name, repeat in (("slow", 1), ("fast", 4))
     )
     trained = learned(agent_in(tasks_env(slow, fast, HOP)))
-    single = dataclasses.replace(SINGLE, settings={"action_repeat": 4, "time_limit": 9})
+    single = dataclasses.replace(WALKER, settings={"action_repeat": 4, "time_limit": 9})
     assert begun(trained, single)[1].notes[0].startswith("tasks: fast of its 3")
     assert len(begun(trained, single)[1].notes) == 1
-    other = dataclasses.replace(SINGLE, settings={"action_repeat": 2, "time_limit": 9})
+    other = dataclasses.replace(WALKER, settings={"action_repeat": 2, "time_limit": 9})
     said = r"slow: action_repeat 1 \(here 2\); fast: .*give the env the settings of one of them"
     with pytest.raises(ConfigurationError, match=said):
         begun(trained, other)
@@ -508,7 +508,7 @@ def test_settings_that_differ_are_told_and_a_task_that_is_taken_twice_counts_onc
         "tasks: 1 of its 2, without hop",
         "tasks: w1 was learned with action_repeat 2 (here 1)",
     )
-    single = dataclasses.replace(SINGLE, settings={"action_repeat": 1})
+    single = dataclasses.replace(WALKER, settings={"action_repeat": 1})
     assert begun(trained, single)[1].notes[1:] == (
         "tasks: walk was learned with action_repeat 2 (here 1)",
     )
