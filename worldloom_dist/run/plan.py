@@ -47,6 +47,7 @@ from worldloom_dist.run.standby import keep_standby
 __all__ = [
     "ActCosts",
     "Plan",
+    "agent_settings",
     "group_sizes",
     "inference_question",
     "known_inference",
@@ -60,6 +61,8 @@ __all__ = [
 
 LONGEST_EVALUATION_STEPS = 10_000
 """Decisions of an evaluation episode in an env that is not known to allow longer ones."""
+BURN_IN = "burn_in"
+"""Setting of an agent that stores latents beside its rows."""
 IMAGE_SETTINGS = ("image_size", "grayscale", "frame_stack")
 WORKER_BYTES = 70e6
 """Memory of an env worker without torch, besides what processes share."""
@@ -214,6 +217,18 @@ class Plan:
         return (self.measured_inference or place_inference(self))[0]
 
 
+def agent_settings(config: RunConfig) -> AgentConfig:
+    """The agent's settings; one that stores latents beside its rows makes those that rows from
+    files have not, unless it was told otherwise.
+    """
+    agent: Any = config.agent_config()
+    is_asked = config.replay.load and BURN_IN not in config.agent_overrides
+    if is_asked and BURN_IN in {f.name for f in dataclasses.fields(agent)}:
+        agent = dataclasses.replace(agent, **{BURN_IN: True})
+    found: AgentConfig = agent
+    return found
+
+
 def resolve(
     config: RunConfig, *, recorded: EnvSpec | None = None, stored: Collection[str] = ()
 ) -> Plan:
@@ -230,7 +245,7 @@ def resolve(
         ConfigurationError, MissingDependencyError, ModelNotFoundError: If the run cannot work;
         nothing has been started.
     """
-    config, agent = absolute_files(config), config.agent_config()
+    config, agent = absolute_files(config), agent_settings(config)
     if config.env.is_none:
         config = dataclasses.replace(config, eval_every=0, eval_episodes=0, inference="local")
         env = config.env

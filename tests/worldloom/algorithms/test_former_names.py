@@ -70,7 +70,7 @@ def test_the_agent_s_settings_of_dreamer_are_found_under_both_names() -> None:
                 *(tdmpc2_sizes.TDMPC2Constants, tdmpc2_sizes.TDMPC2Planning),
                 *(tdmpc2_sizes.TDMPC2Sizes, tdmpc2_sizes.TDMPC2Config, TDMPC2AgentConfig),
             ),
-            {"latent_dim", "encoder_dim", "episodic"},
+            {"latent_dim", "encoder_dim", "episodic", "task_dim"},
         ),
     ],
     ids=["dreamerv3", "tdmpc2"],

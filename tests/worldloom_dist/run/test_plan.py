@@ -10,7 +10,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from worldloom.envs.toy import PointEnv
 from worldloom_dist.run.cli import parse
-from worldloom_dist.run.plan import Plan, resolve
+from worldloom_dist.run.plan import Plan, agent_settings, resolve
 
 
 class CountedEnv(PointEnv):
@@ -58,3 +58,13 @@ def test_env_is_built_once_to_be_looked_at_and_again_where_the_agents_settings_c
     plan = plan_for("gym:CountedImage-v0", "--agent", "tdmpc2:ci")
     assert plan.env_spec.obs["obs"].shape == (64, 64, 9)
     assert CountedEnv.built == 2
+
+
+def test_an_agent_makes_the_latents_that_rows_from_files_lack(tmp_path) -> None:
+    words = ["--env", "toy:point", "--agent", "dreamerv3:ci", "--replay.load", str(tmp_path / "a")]
+    config = parse(words)
+    assert agent_settings(config).burn_in
+    assert not agent_settings(parse(words[:4])).burn_in
+    assert not agent_settings(parse([*words, "--agent.burn-in", "False"])).burn_in
+    other = parse(["--env", "toy:point", "--agent", "tdmpc2:ci", *words[4:]])
+    assert not hasattr(agent_settings(other), "burn_in")

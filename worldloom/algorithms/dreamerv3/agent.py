@@ -84,7 +84,10 @@ class DreamerAgent(DreamerV3Policy):
         ``spec.sampling.window_rows`` rows.
         """
         self._check(batch)
-        rows = window_batch(batch, self.all_networks.model, self.config.replay_context)
+        config = self.config
+        rows = window_batch(
+            batch, self.all_networks.model, config.replay_context, burn_in=config.burn_in
+        )
         with autocast(self.device, self.config.precision):
             out = self.all_networks.loss(rows, self._own_draws(*rows.reward.shape), self.normalizer)
         accept, norm = self._apply(out)

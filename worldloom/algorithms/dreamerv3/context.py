@@ -68,12 +68,15 @@ def split_context(
     )
 
 
-def window_batch(batch: SequenceBatch, model: LatentModel, context: int) -> ModelBatch:
+def window_batch(
+    batch: SequenceBatch, model: LatentModel, context: int, *, burn_in: bool = False
+) -> ModelBatch:
     """A window as :class:`ModelBatch`; with ``context`` 0 it starts as if an episode began at its
-    first row.
+    first row, with ``burn_in`` from :func:`burnt_in` where its first row has no latent.
     """
     if context:
-        return split_context(batch, model, burnt_in(batch, model, stored_state(batch, model)))
+        stored = stored_state(batch, model)
+        return split_context(batch, model, burnt_in(batch, model, stored) if burn_in else stored)
     previous = {
         key: torch.cat([value[:, :1], value[:, :-1]], 1) for key, value in batch.action.items()
     }

@@ -99,6 +99,8 @@ class DreamerAgentConfig(LatentSizes):
     """Trained steps per window."""
     replay_context: int = 1
     """1: windows start from latents that replay stores and updates refresh; 0: from zeros."""
+    burn_in: bool = False
+    """Start where a row has no latent from what the model makes of it; --replay.load sets it."""
     train_ratio: float = 32.0
     """Trained steps per agent step."""
     horizon: int = 333

@@ -95,7 +95,7 @@ def test_filtering_what_was_acted_gives_the_states_of_acting() -> None:
 def test_a_row_without_a_latent_starts_from_what_the_model_makes_of_it() -> None:
     """As the policy would have, had it begun there; rows that have one keep it, bit for bit."""
     env = env_of("vector", "Box")
-    agent = make_agent(tiny(batch_size=3), env)
+    agent = make_agent(tiny(batch_size=3, burn_in=True), env)
     model = agent.all_networks.model
     with torch.no_grad():  # biases are zero at first, and then a deter is, too
         model.dyn.gru.bias.normal_()
@@ -107,7 +107,8 @@ def test_a_row_without_a_latent_starts_from_what_the_model_makes_of_it() -> None
     windows["is_first"][:, 0] = False
     batch = SequenceBatch.from_columns(windows).map(torch.from_numpy)
     stored = stored_state(batch, model)
-    start = window_batch(batch, model, 1).start
+    assert torch.equal(window_batch(batch, model, 1).start.deter, stored.deter)
+    start = window_batch(batch, model, 1, burn_in=True).start
     for one, old in zip(start, stored, strict=True):
         assert torch.equal(one[[0, 2]], old[[0, 2]])
     obs = {name: array[:1] for name, array in rows.items() if name.startswith("obs")}
@@ -116,6 +117,6 @@ def test_a_row_without_a_latent_starts_from_what_the_model_makes_of_it() -> None
     assert start.deter[1].any()
     assert start.stoch[1].reshape(-1, agent.config.classes).sum(-1).eq(1).all()
     state = torch.random.get_rng_state()
-    window_batch(batch, model, 1)
+    window_batch(batch, model, 1, burn_in=True)
     assert torch.equal(state, torch.random.get_rng_state()), "nothing is drawn"
     assert torch.isfinite(agent.train_step(batch).metrics["loss/total"])
