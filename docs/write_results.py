@@ -208,6 +208,19 @@ def mlp_acts() -> Row:
     return what, said, "mlp_speed.json"
 
 
+def without_decoder() -> Row:
+    """What R2-Dreamer saves."""
+    cases = load("r2dreamer_speed")["cases"]
+    images, vectors = cases["img size1m"], cases["vec size1m"]
+    said = (
+        f"images {images['wall_of_dreamerv3']:.2f}x (wanted: at most 0.85x; the decoder takes "
+        f"{images['parts']['decoder_share_of_update']:.0%} of DreamerV3's update), vectors "
+        f"{vectors['wall_of_dreamerv3']:.2f}x"
+    )
+    what = "An update of r2dreamer, as a share of DreamerV3's, size1m, one thread, in turn"
+    return what, said, "r2dreamer_speed.json"
+
+
 def calls() -> Row:
     """CPU of a call between two processes, all transports in turns."""
     found = load("rpc")
@@ -352,6 +365,7 @@ SPEED: list[Callable[[], Row]] = [
     scale,
     soak,
     mlp_acts,
+    without_decoder,
     calls,
     codes,
 ]
