@@ -306,7 +306,8 @@ def test_a_run_ends_whose_env_breaks_off_every_episode():
 def test_a_run_whose_env_always_fails_says_so_and_where(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(FailureTracker, "wait_s", lambda *_: 0.0)
     words = ["--env", f"{__name__}:FailingEnv", "--env-steps", "4000", "--eval-episodes", "0"]
-    with caplog.at_level("WARNING"), pytest.raises(TrainingError, match="were broken off by their"):
+    said = caplog.at_level("WARNING", "worldloom.envs.faults")
+    with said, pytest.raises(TrainingError, match="were broken off by their"):
         start(tmp_path / "run", *words, "--actors.max-env-failures", "1000").run()
     assert "KeyError: 'motor'" in caplog.text
     assert f"{__file__}:" in caplog.text

@@ -89,7 +89,7 @@ def test_published_presets_train_with_every_official_setting(preset):
     run = RUNS[preset]
     found = dataclasses.asdict(plan.agent)
     # the ratio of the run is the plan's, below
-    own = {"name": f"dreamerv3:{run['size']}", "train_ratio": 32.0}
+    own = {"name": f"dreamerv3:{run['size']}", "train_ratio": 32.0, "burn_in": False}
     assert found == OFFICIAL | SIZES[run["size"]] | own
     assert plan.spec.train_ratio == plan.limits.train_ratio == run["ratio"]
     assert plan.target_agent_steps == run["agent_steps"]
