@@ -29,7 +29,7 @@ lint: $(INSTALLED)  ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: $(INSTALLED)  ## everything that guards a change, within twelve minutes on two cores
+test: $(INSTALLED)  ## everything that guards a change, sixteen minutes on two cores
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(QUICK)"
 	$(BIN)/python -m pytest -m "(ray or chaos) and not long and not gpu"
 
