@@ -7,7 +7,8 @@ checkout ``pip install .`` and ``pip install -e .`` give all three packages and 
 that there is nothing to install twice, and no copy of the library beside the edited one.
 
 ``WORLDLOOM_URL=https://HOST/OWNER/worldloom make dist`` gives packages that say where the project
-lives: a page on an index shows the README away from its repository, so its links become absolute.
+lives: a page on an index shows the README away from its repository, so its links become absolute,
+and badges say version, Python and license.
 """
 
 import os
@@ -22,6 +23,7 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 PARTS = ("worldloom", "worldloom_client")
 ADDRESS = "WORLDLOOM_URL"
 """Variable with the address of the repository; where it is not set, links stay relative."""
+SHIELDS = "https://img.shields.io/pypi"
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|mailto:|#)([^)]+)\)")
 
 
@@ -47,6 +49,16 @@ def with_absolute_links(text: str, address: str) -> str:
     return LINK.sub(absolute, text)
 
 
+def with_badges(text: str, name: str) -> str:
+    """Markdown with badges of a package below its title; they are pictures of the index."""
+    badges = [
+        f"[![{what}]({SHIELDS}/{kind}/{name})](https://pypi.org/project/{name}/)"
+        for what, kind in (("version", "v"), ("Python", "pyversions"), ("license", "l"))
+    ]
+    title, _, rest = text.partition("\n")
+    return "\n".join([title, "", *badges, rest])
+
+
 class Metadata(MetadataHookInterface):
     """Dependencies, console scripts, README and addresses."""
 
@@ -64,7 +76,7 @@ class Metadata(MetadataHookInterface):
         text = (Path(self.root) / "README.md").read_text()
         address = os.environ.get(ADDRESS, "").rstrip("/")
         if address:
-            text = with_absolute_links(text, address)
+            text = with_badges(with_absolute_links(text, address), metadata["name"])
             metadata["urls"] = {
                 "Homepage": address,
                 "Changelog": f"{address}/blob/main/CHANGELOG.md",

@@ -125,6 +125,7 @@ def test_links_of_the_readme_are_absolute_where_an_address_is_given(
         for link in links:
             place = link.partition("/main/")[2]
             assert not place or (ROOT / place).exists(), link
+    assert ("(https://img.shields.io/pypi/v/worldloom-dist)" in text) == bool(address)
     assert ("Project-URL: Homepage, https://example.org/we/worldloom\n" in text) == bool(address)
 
 
