@@ -50,9 +50,9 @@ def with_absolute_links(text: str, address: str) -> str:
 
 
 def with_badges(text: str, name: str) -> str:
-    """Markdown with badges of a package below its title; they are pictures of the index."""
+    """Markdown with badges of a package below its title."""
     badges = [
-        f"[![{what}]({SHIELDS}/{kind}/{name})](https://pypi.org/project/{name}/)"
+        f"![{what}]({SHIELDS}/{kind}/{name})"
         for what, kind in (("version", "v"), ("Python", "pyversions"), ("license", "l"))
     ]
     title, _, rest = text.partition("\n")

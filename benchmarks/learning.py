@@ -4,23 +4,25 @@ that are whole or not there, and one plot per task.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from context import context
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-__all__ = ["draw_curves", "trained", "write"]
+__all__ = ["draw_curves", "train_all", "trained", "write"]
 
 MOST_WORDS = 4000
 """Characters of a failed run's output that are shown."""
@@ -64,6 +66,42 @@ def trained(what: str, words: Sequence[str]) -> dict[str, Any]:
             if line["kind"] == "eval"
         ],
     }
+
+
+def train_all(
+    train: Callable[[str, int], dict[str, Any]],
+    path: Path,
+    agent: str,
+    options: argparse.Namespace,
+    tasks: Iterable[str],
+    seeds: Iterable[int],
+) -> dict[str, Any]:
+    """Every task and seed, one after the other; the file and its picture are written after each.
+
+    Args:
+        train: One run by task and seed.
+        path: ``NAME_learn.json``; the picture beside it is ``NAME_curves.png``.
+        agent: In the picture's titles.
+        options: ``tasks`` and ``seeds``, None for all, then other runs of the file are kept; and
+            ``before``, what the file says of its machine.
+        tasks, seeds: All of them.
+    """
+    runs: dict[tuple[str, int], dict[str, Any]] = {}
+    is_part = options.tasks is not None or options.seeds is not None
+    if is_part and path.exists():
+        runs = {(run["task"], run["seed"]): run for run in json.loads(path.read_text())["runs"]}
+    result: dict[str, Any] = {}
+    for task in options.tasks or tasks:
+        for seed in options.seeds or seeds:
+            around = context()
+            run = train(task, seed)
+            runs[task, seed] = {**run, "context": around}
+            shown = [(e["env_steps"], e["median"]) for e in run["evaluations"]]
+            print(f"{task} seed {seed}: {run['wall_s']} s; {shown}", flush=True)
+            result = {"runs": [runs[key] for key in sorted(runs)]}
+            write(path, {**options.before, **result})
+            draw_curves(result["runs"], agent, path.with_name(f"{path.stem[:-6]}_curves.png"))
+    return result
 
 
 def draw_curves(runs: Sequence[Mapping[str, Any]], agent: str, path: Path) -> None:

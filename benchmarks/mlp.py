@@ -14,7 +14,6 @@ that the whole can be made in parts; without, it begins a new file.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from context import context
-from learning import draw_curves, trained, write
+from learning import train_all, trained, write
 
 from worldloom.algorithms.mlp.agent import MLPAgent
 from worldloom.algorithms.registry import make_agent, make_agent_config
@@ -99,23 +98,11 @@ def train(task: str, seed: int, env_steps: int) -> dict[str, Any]:
 
 def learn(options: argparse.Namespace) -> dict[str, Any]:
     """All tasks and seeds, and their curves; written after every run."""
-    path = RESULTS / "mlp_learn.json"
-    runs: dict[tuple[str, int], dict[str, Any]] = {}
-    is_part = options.tasks is not None or options.seeds is not None
-    if is_part and path.exists():
-        runs = {(run["task"], run["seed"]): run for run in json.loads(path.read_text())["runs"]}
-    result: dict[str, Any] = {}
-    for task in options.tasks or TASKS:
-        for seed in options.seeds or SEEDS:
-            around = context()
-            run = train(task, seed, options.env_steps)
-            runs[task, seed] = {**run, "env_steps": options.env_steps, "context": around}
-            shown = [(e["env_steps"], e["median"]) for e in run["evaluations"]]
-            print(f"{task} seed {seed}: {run['wall_s']} s; {shown}", flush=True)
-            result = {"runs": [runs[key] for key in sorted(runs)]}
-            write(path, {**options.before, **result})
-            draw_curves(result["runs"], "mlp:small", RESULTS / "mlp_curves.png")
-    return result
+
+    def one(task: str, seed: int) -> dict[str, Any]:
+        return {**train(task, seed, options.env_steps), "env_steps": options.env_steps}
+
+    return train_all(one, RESULTS / "mlp_learn.json", "mlp:small", options, TASKS, SEEDS)
 
 
 # -- a corridor with one reward -------------------------------------------------------------------

@@ -16,7 +16,6 @@ keeps the other runs that the file has.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 import dreamerv3
 import torch
 from context import context
-from learning import draw_curves, trained, write
+from learning import train_all, trained, write
 
 from worldloom.algorithms.dreamerv3.agent import DreamerAgent
 from worldloom.algorithms.dreamerv3.context import window_batch
@@ -153,23 +152,11 @@ def train(task: str, seed: int) -> dict[str, Any]:
 
 def learn(options: argparse.Namespace) -> dict[str, Any]:
     """All tasks and seeds, and their curves; written after every run."""
-    path = RESULTS / "r2dreamer_learn.json"
-    runs: dict[tuple[str, int], dict[str, Any]] = {}
-    is_part = options.tasks is not None or options.seeds is not None
-    if is_part and path.exists():
-        runs = {(run["task"], run["seed"]): run for run in json.loads(path.read_text())["runs"]}
-    result: dict[str, Any] = {}
-    for task in options.tasks or TASKS:
-        for seed in options.seeds or SEEDS:
-            around = context()
-            run = train(task, seed)
-            runs[task, seed] = {**run, "context": around}
-            shown = [(e["env_steps"], e["median"]) for e in run["evaluations"]]
-            print(f"{task} seed {seed}: {run['wall_s']} s; {shown}", flush=True)
-            result = {"runs": [runs[key] for key in sorted(runs)]}
-            write(path, {**options.before, **result})
-            draw_curves(result["runs"], "r2dreamer:ci", RESULTS / "r2dreamer_curves.png")
-    return result
+
+    def one(task: str, seed: int) -> dict[str, Any]:
+        return train(task, seed)
+
+    return train_all(one, RESULTS / "r2dreamer_learn.json", "r2dreamer:ci", options, TASKS, SEEDS)
 
 
 def main() -> None:

@@ -29,6 +29,21 @@ def run_of(plan, folder, port=0, stop=None, **more) -> Run:
     return Run(plan, folder, report, runtime, stop, **more)
 
 
+def completed(folder, *words):
+    """A run to its end, for a fixture that outlives a test; returns its folder."""
+    before = torch.get_num_threads()
+    assert start(folder, *words).run() == "completed"
+    torch.set_num_threads(before)
+    return folder
+
+
+def restored_threads():
+    """A fixture's body: a lock-step run in this process sets how many threads torch has."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def newest_state(folder) -> dict:
     return CheckpointStore(folder / "checkpoints").newest()[1]
 

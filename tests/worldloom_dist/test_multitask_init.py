@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.worldloom.algorithms.tdmpc2.test_tdmpc2_official import architecture, official_state
-from tests.worldloom_dist.local_runs import newest_state, start
+from tests.worldloom_dist.local_runs import completed, newest_state, restored_threads, start
 from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.core.specs import ArraySpec
 from worldloom_dist.launch import main as launch
@@ -23,21 +23,14 @@ TWO = "toy:point,toy:counting"
 FINE = ["--agent.prefill-agent-steps", "1", "--agent.pretrain-updates", "0"]
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+_threads = pytest.fixture(autouse=True)(restored_threads)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two tasks."""
     folder = tmp_path_factory.mktemp("made") / "two"
-    before = torch.get_num_threads()
-    assert start(folder, *WORDS, "--env", TWO, "--workers", "2").run() == "completed"
-    torch.set_num_threads(before)
-    return folder
+    return completed(folder, *WORDS, "--env", TWO, "--workers", "2")
 
 
 def begun(*words: str) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -8,14 +8,13 @@ import asyncio
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import worldloom
-from tests.worldloom_dist.local_runs import start
+from tests.worldloom_dist.local_runs import completed, restored_threads, start
 from tests.worldloom_dist.test_serve import serving
 from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.core.exceptions import ConfigurationError
@@ -39,20 +38,13 @@ LIST = "toy:point,toy:counting,gym:Pendulum-v1"
 WORDS = [*TINY["tdmpc2:ci"], "--env", LIST, "--workers", "3", "--env-steps", "120"]
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+_threads = pytest.fixture(autouse=True)(restored_threads)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "multi"
-    before = torch.get_num_threads()
-    assert start(folder, *WORDS).run() == "completed"
-    torch.set_num_threads(before)
-    return folder
+    return completed(folder, *WORDS)
 
 
 @pytest.mark.parametrize(("task", "index"), [("point", 0), ("Pendulum-v1", 2)])

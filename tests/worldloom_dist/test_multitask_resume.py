@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from tests.worldloom_dist import small_runs
-from tests.worldloom_dist.local_runs import assert_equal_trees, newest_state, start
+from tests.worldloom_dist.local_runs import (
+    assert_equal_trees,
+    completed,
+    newest_state,
+    restored_threads,
+    start,
+)
 from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.envs.consent import UntrustedEnvError
 from worldloom.training.checkpoints import CheckpointStore
@@ -31,20 +35,13 @@ WORDS = [*TINY["tdmpc2:ci"], "--env", TWO, "--workers", "2"]
 SCORED = ["--eval-episodes", "1", "--eval-every", "0"]
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+_threads = pytest.fixture(autouse=True)(restored_threads)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "run"
-    before = torch.get_num_threads()
-    assert start(folder, *WORDS, *SCORED, "--env-steps", "90").run() == "completed"
-    torch.set_num_threads(before)
-    return folder
+    return completed(folder, *WORDS, *SCORED, "--env-steps", "90")
 
 
 @pytest.fixture

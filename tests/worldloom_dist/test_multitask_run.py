@@ -8,14 +8,12 @@ import shutil
 from collections import Counter
 from itertools import count
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-import torch
 
-from tests.worldloom_dist.local_runs import start
+from tests.worldloom_dist.local_runs import completed, restored_threads, start
 from tests.worldloom_dist.mortal_envs import MortalEnv
 from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError
@@ -53,22 +51,14 @@ def plan_of(*words: str) -> Plan:
     return resolve(parse([*TINY["tdmpc2:ci"], *words]))
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+_threads = pytest.fixture(autouse=True)(restored_threads)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three tasks; tests read it or copy it."""
     folder = tmp_path_factory.mktemp("runs") / "multi"
-    before = torch.get_num_threads()
-    more = ["--eval-episodes", "2", "--eval-every", "0"]
-    assert start(folder, *WORDS, *more).run() == "completed"
-    torch.set_num_threads(before)
-    return folder
+    return completed(folder, *WORDS, "--eval-episodes", "2", "--eval-every", "0")
 
 
 def test_every_row_says_its_task_and_has_zeros_where_the_task_has_nothing(made: Path) -> None:

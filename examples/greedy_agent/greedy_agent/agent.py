@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from greedy_agent.spec import GreedyConfig, make_spec
+from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.process_group import ProcessGroup
 from worldloom.core.protocol import ActOutput, TrainOutput
 from worldloom.core.sequence import SequenceBatch, transitions
@@ -103,7 +104,9 @@ class Greedy:
     def join(self, ranks: ProcessGroup) -> None:
         """One rank only."""
         if ranks.size > 1:
-            raise NotImplementedError("greedy trains as one rank; use --learners 1")
+            raise ConfigurationError(
+                f"learners: greedy trains as one rank, got {ranks.size}; use --learners 1"
+            )
 
     def policy_weights(self) -> WeightsSnapshot:
         """A copy of what acting reads."""
