@@ -5,15 +5,18 @@ that are whole or not there, and one plot per task.
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -22,7 +25,9 @@ from context import context
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-__all__ = ["draw_curves", "train_all", "trained", "write"]
+__all__ = ["draw_curves", "side_by_side", "train_all", "trained", "write"]
+
+Result = TypeVar("Result")
 
 MOST_WORDS = 4000
 """Characters of a failed run's output that are shown."""
@@ -36,7 +41,8 @@ def trained(what: str, words: Sequence[str]) -> dict[str, Any]:
         words: Of ``worldloom train``, without ``--run-dir``.
 
     Returns:
-        ``wall_s``, and ``evaluations``: ``env_steps``, ``median`` and ``returns`` of each.
+        ``wall_s``, and ``evaluations``: ``env_steps``, ``median`` and ``returns`` of each, and in a
+        run of several tasks ``tasks``: ``median`` and ``returns`` by the task's name.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
@@ -56,16 +62,35 @@ def trained(what: str, words: Sequence[str]) -> dict[str, Any]:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "wall_s": round(seconds, 1),
-        "evaluations": [
-            {
-                "env_steps": line["env_steps"],
-                "median": round(statistics.median(line["returns"]), 1),
-                "returns": [round(value, 1) for value in line["returns"]],
-            }
-            for line in lines
-            if line["kind"] == "eval"
-        ],
+        "evaluations": [_evaluation(line) for line in lines if line["kind"] == "eval"],
     }
+
+
+def _evaluation(line: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"env_steps": line["env_steps"], **_returns(line)}
+    if line.get("tasks"):
+        found["tasks"] = {name: _returns(task) for name, task in line["tasks"].items()}
+    return found
+
+
+def _returns(of: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "median": round(statistics.median(of["returns"]), 1),
+        "returns": [round(value, 1) for value in of["returns"]],
+    }
+
+
+def side_by_side(works: Iterable[Callable[[], Result]], jobs: int) -> Iterator[Result]:
+    """What each returns, as it is done; at most ``jobs`` at a time. The first that fails keeps
+    those that have not begun from beginning.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for done in as_completed([pool.submit(work) for work in works]):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def train_all(
@@ -76,14 +101,14 @@ def train_all(
     tasks: Iterable[str],
     seeds: Iterable[int],
 ) -> dict[str, Any]:
-    """Every task and seed, one after the other; the file and its picture are written after each.
+    """Every task and seed; the file and its picture are written after each.
 
     Args:
         train: One run by task and seed.
         path: ``NAME_learn.json``; the picture beside it is ``NAME_curves.png``.
         agent: In the picture's titles.
-        options: ``tasks`` and ``seeds``, None for all, then other runs of the file are kept; and
-            ``before``, what the file says of its machine.
+        options: ``tasks`` and ``seeds``, None for all, then other runs of the file are kept;
+            ``jobs``, runs at the same time; and ``before``, what the file says of its machine.
         tasks, seeds: All of them.
     """
     runs: dict[tuple[str, int], dict[str, Any]] = {}
@@ -91,16 +116,22 @@ def train_all(
     if is_part and path.exists():
         runs = {(run["task"], run["seed"]): run for run in json.loads(path.read_text())["runs"]}
     result: dict[str, Any] = {}
-    for task in options.tasks or tasks:
-        for seed in options.seeds or seeds:
-            around = context()
-            run = train(task, seed)
-            runs[task, seed] = {**run, "context": around}
-            shown = [(e["env_steps"], e["median"]) for e in run["evaluations"]]
-            print(f"{task} seed {seed}: {run['wall_s']} s; {shown}", flush=True)
-            result = {"runs": [runs[key] for key in sorted(runs)]}
-            write(path, {**options.before, **result})
-            draw_curves(result["runs"], agent, path.with_name(f"{path.stem[:-6]}_curves.png"))
+
+    def one(task: str, seed: int) -> dict[str, Any]:
+        around = context()
+        return {**train(task, seed), "context": around}
+
+    wanted = itertools.product(options.tasks or tasks, options.seeds or seeds)
+    works = [functools.partial(one, task, seed) for task, seed in wanted]
+    for run in side_by_side(works, options.jobs):
+        task = run["task"]
+        seed = run["seed"]
+        runs[task, seed] = run
+        shown = [(e["env_steps"], e["median"]) for e in run["evaluations"]]
+        print(f"{task} seed {seed}: {run['wall_s']} s; {shown}", flush=True)
+        result = {"runs": [runs[key] for key in sorted(runs)]}
+        write(path, {**options.before, **result})
+        draw_curves(result["runs"], agent, path.with_name(f"{path.stem[:-6]}_curves.png"))
     return result
 
 

@@ -6,7 +6,8 @@
     python benchmarks/mlp.py explore                # a corridor with one reward, bonus and none
 
 Each writes ``benchmarks/results/mlp_NAME.json``; ``learn`` also the curves, ``mlp_curves.png``. One
-thread each, one run after the other. ``learn`` writes after every run. With ``--tasks`` or
+thread each, one run after the other unless ``--jobs`` says more (returns are the same, seconds
+are not). ``learn`` writes after every run. With ``--tasks`` or
 ``--seeds`` it keeps the other runs that the file has, each with the context that it was made in, so
 that the whole can be made in parts; without, it begins a new file.
 """
@@ -223,6 +224,7 @@ def main() -> None:
     one = commands.add_parser("learn")
     one.add_argument("--tasks", nargs="+", help=f"default: {' '.join(TASKS)}")
     one.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2 3 4")
+    one.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     one.add_argument("--env-steps", type=int, default=4000)
     one.set_defaults(measure=learn)
     one = commands.add_parser("explore")

@@ -12,19 +12,20 @@ policy has a return of about -1,200.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from context import context
+from learning import side_by_side, write
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -142,19 +143,17 @@ def main() -> None:
         result["data"]["train_return_mean"] = round(summary["train_return_mean"], 1)
         command("worldloom_dist.replay", "export", str(folder), str(rows))
         print(f"data: {result['data']}", flush=True)
-        with ThreadPoolExecutor(options.jobs) as pool:
-            runs = [
-                pool.submit(run_seed, variant, seed, options.env_steps, rows)
-                for seed in options.seeds
-                for variant in ("online", "offline")
-            ]
-            for done in as_completed(runs):
-                run = done.result()
-                result["runs"].append(run)
-                shown = [(one["env_steps"], one["mean"]) for one in run["evaluations"]]
-                print(f"{run['variant']} seed {run['seed']}: {shown}", flush=True)
-                options.output.write_text(json.dumps(result, indent=1) + "\n")
-                draw(result["runs"], options.output.with_suffix(".png"))
+        works = [
+            functools.partial(run_seed, variant, seed, options.env_steps, rows)
+            for seed in options.seeds
+            for variant in ("online", "offline")
+        ]
+        for run in side_by_side(works, options.jobs):
+            result["runs"].append(run)
+            shown = [(one["env_steps"], one["mean"]) for one in run["evaluations"]]
+            print(f"{run['variant']} seed {run['seed']}: {shown}", flush=True)
+            write(options.output, result)
+            draw(result["runs"], options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Each writes ``benchmarks/results/r2dreamer_NAME.json``; ``learn`` also the curve
 the two agents take turns, update by update, so that other work on the machine disturbs both.
 ``parts`` is what stands in place of what, measured alone: forward and backward of DreamerV3's
 decoder with its loss, and of the projector with its own. With ``--tasks`` or ``--seeds``, ``learn``
-keeps the other runs that the file has.
+keeps the other runs that the file has; ``--jobs 2`` makes two runs at a time.
 """
 
 from __future__ import annotations
@@ -172,6 +172,7 @@ def main() -> None:
     one = commands.add_parser("learn")
     one.add_argument("--tasks", nargs="+", choices=list(TASKS))
     one.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2")
+    one.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     one.set_defaults(measure=learn)
     options = parser.parse_args()
     options.before = context()

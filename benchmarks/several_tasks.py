@@ -1,0 +1,111 @@
+"""Four small tasks of the DeepMind Control Suite learnt by one TD-MPC2 agent in one run, and each
+by an agent of its own.
+
+    python benchmarks/several_tasks.py              # benchmarks/results/several_tasks.json, .png
+    python benchmarks/several_tasks.py --jobs 2     # two runs at a time
+
+A task has as many env steps together with the others as alone, and all runs make one update per
+agent step: the one run of four tasks makes as many updates as the four single runs together. Env
+workers, agent (``tdmpc2:ci``), batch and prefill per task are the same. One thread each, in the
+deterministic runtime, so only returns count, however busy the machine is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from context import context
+from learning import side_by_side, trained, write
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+RESULTS = Path(__file__).resolve().parent / "results"
+TASKS = ("cartpole-swingup", "cup-catch", "finger-spin", "pendulum-swingup")
+AGENT = "tdmpc2:ci"
+ENV_STEPS = 20_000
+"""Of each task; a decision is two."""
+EVALUATIONS = 8
+PREFILL = 1000
+"""Random decisions of each task before the first update, and as many updates then."""
+WORDS = f"--agent {AGENT} --runtime local --workers 4 --learner.threads 1 --metrics-port 0"
+WORDS += " --eval-videos 0 --eval-model False"
+
+
+def train(tasks: Sequence[str], seed: int, env_steps: int, episodes: int) -> dict[str, Any]:
+    """One run.
+
+    Args:
+        tasks: One or several.
+        seed: Of the run.
+        env_steps: Of each task.
+        episodes: Of each task in an evaluation.
+    """
+    around = context()
+    steps = env_steps * len(tasks)
+    words = f"{WORDS} --env {','.join(f'dmc:{task}' for task in tasks)} --seed {seed}"
+    words += f" --env-steps {steps} --eval-every {steps // EVALUATIONS}"
+    words += f" --eval-episodes {episodes} --agent.prefill-agent-steps {PREFILL * len(tasks)}"
+    found = trained(f"{', '.join(tasks)} seed {seed}", words.split())
+    return {"tasks": list(tasks), "seed": seed, "words": words, **found, "context": around}
+
+
+def curve(run: Mapping[str, Any], task: str) -> tuple[list[float], list[float]]:
+    """Env steps of the task itself, and the medians of its evaluation episodes."""
+    tasks = len(run["tasks"])
+    places = [one["env_steps"] / tasks for one in run["evaluations"]]
+    medians = [one.get("tasks", {task: one})[task]["median"] for one in run["evaluations"]]
+    return places, medians
+
+
+def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A plot per task: the run of all, and its own."""
+    figure, axes = plt.subplots(1, len(TASKS), figsize=(4 * len(TASKS), 3.8), sharey=True)
+    for axis, task in zip(axes, TASKS, strict=True):
+        for run in (run for run in runs if task in run["tasks"]):
+            is_alone = len(run["tasks"]) == 1
+            label = f"{'alone' if is_alone else 'one agent for all four'}, seed {run['seed']}"
+            axis.plot(*curve(run, task), ".--" if is_alone else ".-", label=label)
+        axis.set(title=task, xlabel="env steps of this task", ylim=(-20, 1020))
+        if axis.lines:
+            axis.legend(fontsize=8)
+    axes[0].set_ylabel("median return of the evaluation")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Train all, print, store after each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--env-steps", type=int, default=ENV_STEPS, help="of each task")
+    parser.add_argument("--episodes", type=int, default=10, help="of each task in an evaluation")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--output", type=Path, default=RESULTS / "several_tasks.json")
+    options = parser.parse_args()
+    result: dict[str, Any] = {**context(), "agent": AGENT, "env_steps": options.env_steps}
+    result["runs"] = []
+    works = [
+        functools.partial(train, tasks, seed, options.env_steps, options.episodes)
+        for seed in options.seeds
+        for tasks in (TASKS, *((task,) for task in TASKS))
+    ]
+    for run in side_by_side(works, options.jobs):
+        result["runs"].append(run)
+        shown = {task: curve(run, task)[1] for task in run["tasks"]}
+        print(f"{', '.join(run['tasks'])} seed {run['seed']}: {run['wall_s']} s", flush=True)
+        print("\n".join(f"  {task}: {medians}" for task, medians in shown.items()), flush=True)
+        write(options.output, result)
+        draw(result["runs"], options.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
