@@ -442,3 +442,67 @@ def test_a_picture_of_several_runs_replaces_none_of_theirs(tmp_path, capsys):
     assert (tmp_path / "runs" / "plot.png").is_file()
     assert (folders[0] / "plot.png").read_bytes() == before
     assert not (folders[1] / "plot.png").exists()
+
+
+def make_run_of_tasks(folder, *, scores=False):
+    """Two tasks, of which the first has three of four decisions."""
+    make_run(folder)
+    tasks = {name: {"name": name, "env": f"toy:{name}"} for name in ("point", "mirror")}
+    run = {"agent": "tdmpc2:ci", "env": {"env": "toy:point,toy:mirror", "tasks": tasks}, "seed": 1}
+    (folder / "config.json").write_text(json.dumps({"run": run}))
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in (100, 200):
+            numbers = {
+                "task_agent_steps_total{task=point}": 0.75 * step,
+                "task_agent_steps_total{task=mirror}": 0.25 * step,
+                "task_return_mean{split=train,task=point}": 10.0,
+                "episode_return_mean{split=train}": 7.0,
+            }
+            file.write(json.dumps({"kind": "train", "env_steps": step, **numbers}) + "\n")
+            parts = {
+                "point": {"return_mean": step / 10, "return_std": 1.0},
+                "mirror": {"return_mean": 0.0, "return_std": 0.0},
+            }
+            whole = {"return_mean": step / 20, "return_std": 5.0, "tasks": parts}
+            whole |= {"score": 90.0} if scores else {}
+            file.write(json.dumps({"kind": "eval", "env_steps": step, **whole}) + "\n")
+    return folder
+
+
+def test_each_task_of_a_run_has_its_own_curve_over_its_own_env_steps(tmp_path):
+    run = read_run(make_run_of_tasks(tmp_path / "a"))
+    point, mirror = run.tasks
+    assert point.curve(EVALUATION).steps.tolist() == [75.0, 150.0]
+    assert point.curve(EVALUATION).values.tolist() == [10.0, 20.0]
+    assert point.curve(EVALUATION).high.tolist() == [11.0, 21.0]
+    assert point.curve(TRAINING).values.tolist() == [10.0, 10.0]
+    assert mirror.curve(EVALUATION).steps.tolist() == [25.0, 50.0]
+    assert mirror.curve(TRAINING) is None
+    assert run.curve(EVALUATION).values.tolist() == [5.0, 10.0]
+
+
+def test_a_picture_of_several_tasks_has_a_panel_for_each_beside_runs_of_one(tmp_path):
+    folders = [make_run_of_tasks(tmp_path / "a"), make_run(tmp_path / "b", seed=1)]
+    plot.plot_runs([read_run(folder) for folder in folders], tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    for words in ("2 tasks: point, mirror", "toy:mirror", "toy:point", "mean return"):
+        assert words in text
+    assert "tdmpc2:ci (tasks point, mirror)" in text
+    assert "tdmpc2:ci (tasks this one alone)" in text
+    assert "One task of several: over its own env steps." in text
+
+
+def test_the_score_over_tasks_is_drawn_where_every_run_has_one(tmp_path):
+    scored = read_run(make_run_of_tasks(tmp_path / "a", scores=True))
+    plain = read_run(make_run_of_tasks(tmp_path / "b"))
+    plot.plot_runs([scored], tmp_path / "a.svg")
+    plot.plot_runs([scored, plain], tmp_path / "b.svg")
+    assert scored.scored().curve(EVALUATION).values.tolist() == [90.0, 90.0]
+    assert "mean score" in (tmp_path / "a.svg").read_text()
+    assert "mean score" not in (tmp_path / "b.svg").read_text()
+
+
+def test_a_table_names_the_last_evaluation_of_each_task(tmp_path, capsys):
+    assert plot.main([str(make_run_of_tasks(tmp_path / "a")), "--table"]) == 0
+    said = capsys.readouterr().out
+    assert "a: last evaluation by task: toy:point 20.0, toy:mirror 0.0" in said

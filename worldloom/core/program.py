@@ -1,23 +1,30 @@
-"""How the command is called that a person has typed, and how it ends by Ctrl-C."""
+"""How the command is called that a person has typed, and how it ends by Ctrl-C or when those who
+read its output have gone (``worldloom train --help | head``).
+"""
 
 from __future__ import annotations
 
 import functools
+import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec
+from typing import ParamSpec, TextIO
 
-__all__ = ["EXIT_INTERRUPTED", "called", "interruptible"]
+__all__ = ["EXIT_INTERRUPTED", "EXIT_NO_READER", "called", "interruptible"]
 
 MODULES_OF = "worldloom_dist"
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+EXIT_NO_READER = 141
+"""Exit status when standard output is closed, as shells have it: 128 and the number of SIGPIPE."""
 P = ParamSpec("P")
 
 
 def interruptible(main: Callable[P, int]) -> Callable[P, int]:
-    """A command that Ctrl-C ends with one line and exit status 130, wherever it is.
+    """A command that Ctrl-C ends with one line and exit status 130, wherever it is, and a closed
+    standard output without a word and with 141.
 
     Args:
         main: Returns the exit status.
@@ -25,14 +32,34 @@ def interruptible(main: Callable[P, int]) -> Callable[P, int]:
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
-        """``main``, or 130."""
+        """``main``, or 130, or 141."""
         try:
             return main(*args, **kwargs)
         except KeyboardInterrupt:
             sys.stderr.write("stopped\n")
             return EXIT_INTERRUPTED
+        except BrokenPipeError:
+            if _is_read(sys.stdout):  # another pipe broke
+                raise
+            return EXIT_NO_READER
+        finally:
+            if not _is_read(sys.stdout):  # what waits in the buffer would be an error at exit
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, sys.stdout.fileno())
+                os.close(nowhere)
 
     return run
+
+
+def _is_read(stream: TextIO) -> bool:
+    """False for a pipe whose reader has gone."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):  # no file: captured
+        return True
+    look = select.poll()
+    look.register(descriptor, 0)
+    return not any(event & select.POLLERR for _, event in look.poll(0))
 
 
 def called(command: str) -> str:

@@ -65,12 +65,12 @@ def plot_runs(
     import matplotlib as mpl
 
     _check_axis(runs, axis)
-    envs = experiments_of(runs)
-    _check_references(envs, references, axis)
+    panels = _panels(runs)
+    _check_references(panels, references, axis)
     look = STYLES[style]
     settings: Any = rules(look)
     with mpl.rc_context(settings):
-        figure = _figure(envs, title, axis, references, look)
+        figure = _figure(experiments_of(runs), panels, title, axis, references, look)
         try:
             figure.savefig(path, dpi=DPI)
         except (OSError, ValueError) as error:
@@ -87,8 +87,19 @@ def _check_axis(runs: Sequence[Run], axis: str | None) -> None:
         )
 
 
+def _panels(runs: Sequence[Run]) -> dict[str, list[Experiment]]:
+    """Env -> what its panel shows: runs of it, and runs of several tasks of which it is one."""
+    has_scores = all(run.scores is not None for run in runs if run.tasks)
+    drawn = []
+    for run in runs:
+        drawn.append(run.scored() if has_scores else run)
+        drawn += run.tasks
+    return experiments_of(drawn)
+
+
 def _figure(
     envs: Mapping[str, Sequence[Experiment]],
+    panels: Mapping[str, Sequence[Experiment]],
     title: str,
     axis: str | None,
     references: Sequence[Published],
@@ -96,17 +107,17 @@ def _figure(
 ) -> Any:
     from matplotlib.figure import Figure
 
-    colours = _colours(envs, look)
+    colours = _colours(panels, look)
     alone = next(iter(envs.values())) if len(envs) == 1 else []
     is_offline = bool(alone) and alone[0].runs[0].is_offline
     losses = _losses_of(alone)
-    heights = [] if is_offline else [3.0 * math.ceil(len(envs) / COLUMNS) + 0.5]
+    heights = [] if is_offline else [3.0 * math.ceil(len(panels) / COLUMNS) + 0.5]
     heights += [1.9 * math.ceil(len(losses) / LOSS_COLUMNS) + 0.3] if losses else []
     heights += [2.3] if alone else []
     figure = Figure(figsize=(11, sum(heights) + 0.7), layout="constrained")
     parts = iter(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).ravel())
     if not is_offline:
-        _add_facets(next(parts), envs, axis, colours, references, look)
+        _add_facets(next(parts), panels, axis, colours, references, look)
     if losses:
         _add_losses(next(parts), alone, losses, axis, colours)
     if alone:
@@ -115,8 +126,8 @@ def _figure(
         title = f"{alone[0].label} on {alone[0].env}" if len(alone) == 1 else alone[0].env
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    drawn = [r for env, found in envs.items() for r in _fitting(references, env, found)]
-    _note(figure, envs, axis, drawn, look)
+    drawn = [r for env, found in panels.items() for r in _fitting(references, env, found)]
+    _note(figure, panels, axis, drawn, look)
     return figure
 
 
@@ -270,6 +281,8 @@ def _note(
         parts.append("One seed: evaluation mean, band = standard deviation over its episodes.")
     if any(e.curves(TRAINING) and len(e.runs) == 1 for e in experiments):
         parts.append("Thin line: mean of recent training episodes.")
+    if any(run.tasks for e in experiments for run in e.runs):
+        parts.append("One task of several: over its own env steps.")
     losses = [(e, name) for e in experiments for name in _losses_of([e])]
     if any(held_out_name(name) in e.curve_names for e, name in losses):
         parts.append("Dotted loss: on data that is never trained on.")

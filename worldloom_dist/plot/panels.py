@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ __all__ = [
 
 LOG_SPAN = 50.0
 """A positive quantity that spans more than this factor is drawn on a logarithmic axis."""
+TITLE_CHARS = 46
+"""In a line of a panel's title."""
 MOST_SEED_LINES = 20
 MOST_MARKERS = 40
 NO_COMMON_STEP = "seeds without a common step"
@@ -45,8 +48,10 @@ def draw_returns(
     ends = [0.0]
     for experiment in experiments:
         ends.append(_draw_experiment(axes, experiment, axis, colours[experiment.label]))
-    axes.set_title(env)
-    axes.set_ylabel("return")
+    first = experiments[0].runs[0]
+    several = f"{len(first.tasks)} tasks: {first.settings.get('tasks')}"
+    axes.set_title(textwrap.fill(several, TITLE_CHARS, max_lines=2) if first.tasks else env)
+    axes.set_ylabel(first.measure)
     if references and max(ends) > 0:  # a published curve may be ten times as long
         axes.set_xlim(-0.02 * max(ends), 1.03 * max(ends))
     dress(axes, axis_of(experiments, axis))

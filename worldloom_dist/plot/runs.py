@@ -18,6 +18,7 @@ import numpy as np
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import read_object
 from worldloom.evaluation.seeds import bootstrap_interval, iqm
+from worldloom_dist.plot.tasks import histories_of_tasks, history_of_scores
 from worldloom_dist.run.config import LearnerConfig, ReplayConfig, RunConfig
 from worldloom_dist.run.curves import AXES, Curve, History
 from worldloom_dist.run.view import read_records, status_of
@@ -25,6 +26,8 @@ from worldloom_dist.run.view import read_records, status_of
 __all__ = ["Experiment", "Run", "combine", "experiments_of", "read_run"]
 
 GRID_POINTS = 200
+MOST_OF_A_SETTING = 60
+"""Characters of one in a label."""
 ABREAST = 0.9
 """Share of the furthest run's way from which on a run's end is compared with its end."""
 MAKES_AN_EXPERIMENT = (
@@ -69,6 +72,10 @@ class Run:
         history: What it has recorded.
         summary: ``summary.json``, empty before the first.
         status: As in the summary, or ``died`` when it says running and no process runs it.
+        tasks: Each of its tasks alone, over the env steps of that task; empty where there is but
+            one.
+        scores: The mean score over its tasks; None where there is none.
+        measure: What its evaluations and training episodes are.
     """
 
     folder: Path
@@ -80,6 +87,9 @@ class Run:
     history: History
     summary: Mapping[str, Any]
     status: str
+    tasks: tuple[Run, ...] = ()
+    scores: History | None = None
+    measure: str = "return"
 
     @property
     def name(self) -> str:
@@ -95,6 +105,12 @@ class Run:
     def axis(self) -> str:
         """What its curves are over unless told otherwise."""
         return "updates" if self.is_offline else "env_steps"
+
+    def scored(self) -> Run:
+        """With the mean score over its tasks in place of their mean return, where there is one."""
+        if self.scores is None:
+            return self
+        return dataclasses.replace(self, history=self.scores, measure="mean score, 0 to 100")
 
     def curve(self, name: str, axis: str | None = None) -> Curve | None:
         """A curve by its name in the history; None where there is no point of it."""
@@ -178,10 +194,12 @@ def read_run(folder: Path) -> Run:
             "seed": run.get("seed", 0),
             "settings": _flat(flat),
         }
+        facts["settings"].pop("env.env")  # which is `env`
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
             f"{folder} holds no run ({type(error).__name__}); give a folder that a run writes to"
         ) from error
+    tasks = run["env"].get("tasks") or {}
     try:
         history = History(is_offline=is_offline).add_all(read_records(folder / "metrics.jsonl"))
     except OSError as error:
@@ -198,13 +216,39 @@ def read_run(folder: Path) -> Run:
         summary = read_object(path) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{folder}/summary.json cannot be read ({error})") from error
-    return Run(
+    whole = Run(
         folder,
         is_offline=is_offline,
         history=history,
         summary=summary,
         status=status_of(folder, summary),
         **facts,
+    )
+    return _with_tasks(whole, tasks) if tasks else whole
+
+
+def _with_tasks(run: Run, tasks: Mapping[str, Any]) -> Run:
+    """A run of several tasks: with each of them as a run alone."""
+    settings = {k: v for k, v in run.settings.items() if not k.startswith("env.tasks.")}
+    settings["tasks"] = ", ".join(tasks)
+    path = run.folder / "metrics.jsonl"
+    histories = histories_of_tasks(read_records(path), tasks)
+    parts = tuple(
+        dataclasses.replace(
+            run,
+            env=task["env"],
+            settings=settings,
+            history=histories[name],
+        )
+        for name, task in tasks.items()
+    )
+    scores = history_of_scores(read_records(path))
+    return dataclasses.replace(
+        run,
+        settings=settings,
+        tasks=parts,
+        scores=scores if scores.evaluations else None,
+        measure="mean return",
     )
 
 
@@ -216,10 +260,17 @@ def experiments_of(runs: Sequence[Run]) -> dict[str, list[Experiment]]:
         grouped.setdefault((run.env, run.agent, settings), []).append(run)
     found: dict[str, list[Experiment]] = {}
     for (env, agent, _), members in grouped.items():
-        others = [ms[0] for (e, a, _), ms in grouped.items() if (e, a) == (env, agent)]
+        plays = _plays(members[0])
+        others = [
+            ms[0] for (_, a, _), ms in grouped.items() if a == agent and plays & _plays(ms[0])
+        ]
         label = agent + _differences(members[0], others)
         found.setdefault(env, []).append(Experiment(label, tuple(members)))
     return found
+
+
+def _plays(run: Run) -> set[str]:
+    return {run.env, *(task.env for task in run.tasks)}
 
 
 def combine(curves: Sequence[Curve]) -> Curve | None:
@@ -273,6 +324,10 @@ def _times(count: int) -> str:
     return "twice" if count == 2 else f"{count} times"
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST_OF_A_SETTING else f"{text[:MOST_OF_A_SETTING]}..."
+
+
 def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in tree.items():
@@ -290,6 +345,6 @@ def _differences(run: Run, others: Sequence[Run]) -> str:
     for name in names:
         values = [other.settings.get(name) for other in others]
         if any(value != values[0] for value in values):
-            own = run.settings.get(name)
-            parts.append(f"{name} {'default' if own is None else own}")
+            own = str(run.settings.get(name, "default" if name != "tasks" else "this one alone"))
+            parts.append(f"{name} {'default' if own == 'None' else _shortened(own)}")
     return f" ({', '.join(parts)})" if parts else ""

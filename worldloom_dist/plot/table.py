@@ -35,7 +35,9 @@ def table_of(runs: Sequence[Run]) -> str:
 
 
 def _notes(experiment: Experiment) -> Iterator[str]:
-    """The last evaluation over seeds, and which of them are not as far and left out."""
+    """The last evaluation over seeds, that of each task, and which seeds are not as far and left
+    out.
+    """
     last = experiment.abreast(EVALUATION)
     if len(last) > 1:
         values = np.array([curve.values[-1] for curve in last.values()])
@@ -46,6 +48,10 @@ def _notes(experiment: Experiment) -> Iterator[str]:
             "(interquartile mean, 95 % interval)"
         )
     for run in experiment.runs:
+        ends = [(task.env, task.curve(EVALUATION)) for task in run.tasks]
+        known = [f"{env} {curve.values[-1]:.1f}" for env, curve in ends if curve is not None]
+        if known:
+            yield f"{run.name}: last evaluation by task: {', '.join(known)}"
         curve = run.curve(EVALUATION)
         if curve is not None and run not in last:
             word = "updates" if run.is_offline else "env steps"

@@ -18,7 +18,7 @@ import numpy as np
 
 from worldloom_dist.metrics.names import loss_of
 
-__all__ = ["AXES", "EVALUATION", "TRAINING", "Axis", "Curve", "History", "Row"]
+__all__ = ["AXES", "EVALUATION", "TRAINING", "TRAIN_RETURN", "Axis", "Curve", "History", "Row"]
 
 TRAINING = "training return"
 EVALUATION = "evaluation return"

@@ -1,6 +1,9 @@
-"""How a command ends that a person interrupts."""
+"""How a command ends that a person interrupts, or whose output is not read to its end."""
 
 import importlib
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -56,3 +59,25 @@ def test_ctrl_c_in_a_command_of_the_library_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(commands, "find_modules_here", interrupt)
     assert commands.main(["models"]) == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize("buffering", [[], ["-u"]], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("words", [["train", "--help"], ["models"]], ids=" ".join)
+def test_output_that_is_not_read_to_its_end_is_no_error(words, buffering):
+    """As in ``worldloom train --help | head``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command_line = [sys.executable, *buffering, "-m", "worldloom", *words]
+    done = subprocess.run(command_line, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert done.stderr == b""
+    assert done.returncode in {0, 141}
+
+
+def test_another_pipe_that_breaks_is_an_error():
+    @interruptible
+    def failing():
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        failing()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import os
 import warnings
@@ -86,9 +87,13 @@ def _suite(*, needs_pictures: bool) -> Any:
 
 
 def _imported() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of rendering backends that are not used
-        return importlib.import_module("dm_control.suite")
+    handlers = [*logging.root.handlers]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of rendering backends that are not used
+            return importlib.import_module("dm_control.suite")
+    finally:
+        logging.root.handlers[:] = handlers  # absl, which it imports, adds one
 
 
 class DmcEnv(gymnasium.Env[Any, np.ndarray]):
