@@ -30,7 +30,7 @@ TASKS = ("cartpole-swingup", "cup-catch", "finger-spin", "pendulum-swingup")
 AGENT = "tdmpc2:ci"
 ENV_STEPS = 20_000
 """Of each task; a decision is two."""
-EVALUATIONS = 8
+EVALUATIONS = 5
 PREFILL = 1000
 """Random decisions of each task before the first update, and as many updates then."""
 WORDS = f"--agent {AGENT} --runtime local --workers 4 --learner.threads 1 --metrics-port 0"
@@ -87,7 +87,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--env-steps", type=int, default=ENV_STEPS, help="of each task")
-    parser.add_argument("--episodes", type=int, default=10, help="of each task in an evaluation")
+    parser.add_argument("--episodes", type=int, default=5, help="of each task in an evaluation")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--output", type=Path, default=RESULTS / "several_tasks.json")
     options = parser.parse_args()

@@ -385,15 +385,54 @@ def seeds_of(agent: str, name: str, task: str, wanted: str) -> Row:
     return what, said, f"{name}_learn.json"
 
 
+def curiosity() -> Row:
+    """A corridor with one reward, with the bonus for disagreement and without."""
+    found = load("mlp_explore")
+    parts = []
+    for bonus in sorted({run["bonus"] for run in found["runs"]}, reverse=True):
+        runs = [run for run in found["runs"] if run["bonus"] == bonus]
+        met = [run["first_reward"] for run in runs if run["first_reward"] is not None]
+        how = f"with the bonus {bonus:g}" if bonus else "without"
+        where = f", after {min(met)} to {max(met)} steps" if met else ""
+        parts.append(f"{how} {len(met)} of {len(runs)} seeds find it{where}")
+    what = (
+        f"`mlp:{found['preset']}` in a corridor of {found['length']} steps with one reward, at its "
+        f"far end, {found['steps']:,} agent steps"
+    )
+    return what, "; ".join(parts), "mlp_explore.json"
+
+
+def several_tasks() -> Row:
+    """Four tasks by one agent, and each by one of its own: last evaluations."""
+    found = load("several_tasks")
+    together = next(run for run in found["runs"] if len(run["tasks"]) > 1)
+    last = together["evaluations"][-1]["tasks"]
+    alone = {
+        run["tasks"][0]: run["evaluations"][-1]["median"]
+        for run in found["runs"]
+        if len(run["tasks"]) == 1 and run["seed"] == together["seed"]
+    }
+    parts = [
+        f"{task} {last[task]['median']:.0f} (alone {alone[task]:.0f})" for task in together["tasks"]
+    ]
+    what = (
+        f"One `{found['agent']}` on four dmc tasks, {found['env_steps']:,} env steps of each, beside "
+        "four agents of one task with as many updates in all: median of the last evaluation"
+    )
+    return what, ", ".join(parts), "several_tasks.json"
+
+
 RETURNS: list[Callable[[], Row]] = [
     lambda: seeds_of("mlp:small", "mlp", "gym:Pendulum-v1", "at least -200"),
     lambda: seeds_of("mlp:small", "mlp", "gym:CartPole-v1", "at least 400"),
+    curiosity,
     lambda: seeds_of("r2dreamer:ci", "r2dreamer", "toy:pixel", "at least 12"),
     lambda: seeds_of("r2dreamer:ci", "r2dreamer", "gym:CartPole-v1", "at least 400"),
     lambda: last_evaluation("quick_pendulum_ray", "`--preset quick` (`tdmpc2:ci` on Pendulum-v1)"),
     lambda: last_evaluation("dreamerv3_cartpole", "`dreamerv3:ci` on CartPole-v1"),
     lambda: last_evaluation("dreamerv3_pixel_toy", "`dreamerv3:ci` on the pixel toy"),
     swingup,
+    several_tasks,
     lambda: last_evaluation("tdmpc2_cup_catch", "`tdmpc2:1m` on dmc:ball_in_cup-catch, seed 1"),
 ]
 RECOVERY: list[Callable[[], Row]] = [partial(recovery, role) for role in load("recovery")["roles"]]
@@ -406,17 +445,23 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def machine(name: str) -> str:
-    """CPU and load of a result, where its file has them."""
+    """CPU and load of a result, where its file has them; of runs that were made in parts the least
+    and the highest load.
+    """
     if not name.endswith(".json"):
         return ""
     found = load(name.removesuffix(".json"))
     first = next(iter(found.get("stages", {}).values()), {})
-    of_a_run = next(iter(found.get("runs", [])), {}).get("context")
-    context = found.get("context") or first.get("context") or of_a_run or {}
-    facts = found.get("machine") or context.get("machine", {})
-    load_at_start = facts.get("load", facts.get("load_average", [None])[0])
+    of_runs = [run["context"]["machine"] for run in found.get("runs", []) if "context" in run]
+    context = found.get("context") or first.get("context") or {}
+    facts = found.get("machine") or context.get("machine") or next(iter(of_runs), {})
     cpu = re.sub(r"\(R\)| Processor", "", facts.get("cpu", ""))
-    return f"{cpu}, load {float(load_at_start):.1f}" if load_at_start is not None else cpu
+    loads = [part.get("load", part.get("load_average", [None])[0]) for part in of_runs or [facts]]
+    known = [f"{float(load):.1f}" for load in loads if load is not None]
+    if not known:
+        return cpu
+    least, most = min(known, key=float), max(known, key=float)
+    return f"{cpu}, load {least if least == most else f'{least} to {most}'}"
 
 
 def table(rows: Iterable[Callable[[], Row]]) -> str:
