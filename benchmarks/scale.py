@@ -3,6 +3,7 @@ them takes.
 
     python benchmarks/scale.py  # 64 workers; writes benchmarks/results/scale.json
     python benchmarks/scale.py --workers 16
+    python benchmarks/scale.py --envs dmc:cheetah-run mt:dmc10  # ten tasks beside one: scale_tasks.json
 
 A worker counts as started when its first chunk is acknowledged. The train ratio is so low that the
 limiter holds no worker back: with the preset's own, workers would wait for the learner, which is
@@ -31,6 +32,9 @@ from worldloom_dist.replay.journal import Journal
 from worldloom_dist.replay.records import CHUNK, StoredChunk
 
 GIVE_UP_S = 500.0
+RATE_S = 60.0
+"""Over which the env steps and updates of a run are counted."""
+PENDULUM = "gym:Pendulum-v1"
 OTHERS = (
     "LearnerRole",
     "InferenceRole",
@@ -76,11 +80,14 @@ def first_insert(folder: Path) -> dict[int, float]:
     return first
 
 
-def measure(workers: int) -> dict[str, Any]:
-    """Start, wait until every worker lives and the learner has trained, read memory, stop."""
+def measure(workers: int, env: str) -> dict[str, Any]:
+    """Start, wait until every worker lives and the learner has trained, read memory and how fast
+    the run is, stop.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
         words = ["--preset", "quick", "--workers", str(workers), "--run-dir", str(folder)]
+        words += ["--env", env]
         words += [
             "--env-steps",
             "1000000",
@@ -102,12 +109,22 @@ def measure(workers: int) -> dict[str, Any]:
             memory = sorted(pss_mb(process) for process in roles("WorkerRole"))
             others = {name: sum(map(pss_mb, roles(name))) for name in OTHERS}
             used = psutil.virtual_memory().used / 2**30
+            before = summary(folder)
+            time.sleep(RATE_S)
+            after = summary(folder)
         finally:
             run.terminate()
             run.wait(60)
         first = first_insert(folder)
+    passed = after["wall_time_s"] - before["wall_time_s"]
+    rates = {
+        f"{name}_per_s": (after[name] - before[name]) / passed
+        for name in ("env_steps", "train_steps")
+    }
     return {
+        "env": env,
         "workers": workers,
+        **rates,
         "workers_that_stored_rows": len(first),
         "all_workers_have_stored_rows_after_s": max(first.values()) - started,
         "hundred_agent_steps_per_worker_after_s": trained_s,
@@ -140,10 +157,15 @@ def main() -> None:
     """Measure, print, store."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=64)
+    parser.add_argument("--envs", nargs="+", help="a run of each, one after the other")
     options = parser.parse_args()
-    result = {**context(), **measure(options.workers)}
+    if options.envs:
+        result = context() | {"runs": [measure(options.workers, env) for env in options.envs]}
+    else:
+        result = context() | measure(options.workers, PENDULUM)
     text = json.dumps(result, indent=2)
-    (Path(__file__).parent / "results" / "scale.json").write_text(text + "\n")
+    name = "scale_tasks" if options.envs else "scale"
+    (Path(__file__).parent / "results" / f"{name}.json").write_text(text + "\n")
     print(text)
 
 
