@@ -3,7 +3,7 @@ them takes.
 
     python benchmarks/scale.py  # 64 workers; writes benchmarks/results/scale.json
     python benchmarks/scale.py --workers 16
-    python benchmarks/scale.py --envs dmc:cheetah-run mt:dmc10  # ten tasks beside one: scale_tasks.json
+    python benchmarks/scale.py --envs dmc:cheetah-run mt:dmc10  # scale_tasks.json
 
 A worker counts as started when its first chunk is acknowledged. The train ratio is so low that the
 limiter holds no worker back: with the preset's own, workers would wait for the learner, which is
