@@ -54,6 +54,7 @@ __all__ = [
     "outside_module",
     "own_field",
     "read_foreign",
+    "run_lengths",
     "trained_config",
     "trained_weights",
 ]
@@ -139,6 +140,23 @@ def env_defaults(config: AgentConfig) -> Mapping[str, Mapping[str, Any]]:
     """
     defaults: Mapping[str, Mapping[str, Any]] = spec_module(_algorithm(config)).ENV_DEFAULTS
     return defaults
+
+
+def run_lengths(name: str) -> Mapping[str, Mapping[str, int]]:
+    """How long the runs were that an agent was published with: suite -> ``env_steps`` of one task,
+    and ``eval_every``. Empty where its module says nothing (``RUN_LENGTHS``).
+
+    Args:
+        name: ``algorithm:preset``; empty, too, where there is no such algorithm.
+
+    Raises:
+        ConfigurationError: If the agent's module cannot be imported.
+    """
+    algorithm, _ = split_name(name)
+    if home_of(algorithm) is None:
+        return {}
+    lengths: Mapping[str, Mapping[str, int]] = getattr(spec_module(algorithm), "RUN_LENGTHS", {})
+    return lengths
 
 
 def architecture_changes(old: AgentConfig, new: AgentConfig) -> list[str]:

@@ -2,9 +2,7 @@
 user gives overrides it, and ``a+b`` puts one upon the other.
 
 A run that names an env or an agent, and no preset, takes what its suite and agent were published
-with (:func:`default_settings`). Sources: the configs of DreamerV3's authors
-(github.com/danijar/dreamerv3, ``configs.yaml``) and of TD-MPC2's (github.com/nicklashansen/tdmpc2,
-``config.yaml``, and arXiv:2310.16828v2, section 4: 4 million env steps on DMControl).
+with (:func:`default_settings`); an agent says so itself (``RUN_LENGTHS`` beside its settings).
 """
 
 from __future__ import annotations
@@ -13,11 +11,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from worldloom.algorithms.registry import run_lengths
 from worldloom.core.exceptions import ConfigurationError, nearest
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.run.benchmarks import BENCHMARKS, DEBUG, QUICK, SMOKE, SMOKE_DECISIONS
 from worldloom_dist.run.config import NO_PRESET, RunConfig
-from worldloom_dist.run.settings import Preset, Settings, with_settings
+from worldloom_dist.run.settings import Preset, with_settings
 
 __all__ = [
     "PRESETS",
@@ -76,17 +75,15 @@ MUJOCO_TASKS = (
     "Walker2d",
 )
 """Gymnasium ids, without their version, that are MuJoCo's."""
-DEFAULTS: Mapping[tuple[str, str], Settings] = {
-    ("dreamerv3", "atari"): {"env_steps": 204_000_000, "eval_every": 2_000_000},
-    ("", "crafter"): {"env_steps": 1_100_000, "eval_every": 50_000},
-    ("dreamerv3", "dmc"): {"env_steps": 1_100_000, "eval_every": 50_000},
-    ("tdmpc2", "dmc"): {"env_steps": 4_000_000, "eval_every": 50_000},
-    ("", "mujoco"): {"env_steps": 1_000_000, "eval_every": 50_000},
-    ("", "atari"): {"env_steps": 40_000_000, "eval_every": 1_000_000},
-    ("", "toy"): {"env_steps": 20_000, "eval_every": 4_000},
-    ("", ""): {"env_steps": 100_000, "eval_every": 10_000},
+LENGTHS: Mapping[str, Mapping[str, int]] = {
+    "crafter": {"env_steps": 1_100_000, "eval_every": 50_000},
+    "mujoco": {"env_steps": 1_000_000, "eval_every": 50_000},
+    "atari": {"env_steps": 40_000_000, "eval_every": 1_000_000},
+    "toy": {"env_steps": 20_000, "eval_every": 4_000},
+    "": {"env_steps": 100_000, "eval_every": 10_000},
 }
-"""(algorithm, suite) -> how long a run is; an empty text stands for any other."""
+"""Suite -> how long a run of it is whose agent says nothing; the empty text stands for any other.
+"""
 MOST_ROWS = 1_000_000
 LEAST_ROWS = 100_000
 EVALUATIONS = 5
@@ -101,8 +98,8 @@ def default_settings(env: EnvConfig, agent: str, env_steps: int | None = None) -
         agent: ``algorithm:preset``.
         env_steps: What the user says instead of the published number.
     """
-    algorithm = agent.partition(":")[0]
-    parts = [_published(part, algorithm) for part in env.parts()]
+    own = run_lengths(agent)
+    parts = [_published(part, own) for part in env.parts()]
     found: dict[str, Any] = {name: sum(part[name] for part in parts) for name in parts[0]}
     if env_steps is not None and env_steps > 0:
         found["env_steps"] = env_steps
@@ -116,15 +113,12 @@ def default_settings(env: EnvConfig, agent: str, env_steps: int | None = None) -
     return found
 
 
-def _published(env: EnvConfig, algorithm: str) -> dict[str, int]:
-    """``env_steps`` and ``eval_every`` of one task."""
+def _published(env: EnvConfig, own: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """``env_steps`` and ``eval_every`` of one task; ``own`` are the agent's."""
     suite = env.suite
     if suite == "gym" and env.name.partition("-v")[0].rpartition("/")[2] in MUJOCO_TASKS:
         suite = "mujoco"
-    found: dict[str, int] = {}
-    for key in (("", ""), ("", suite), (algorithm, suite)):
-        found |= DEFAULTS.get(key, {})
-    return found
+    return {**LENGTHS[""], **LENGTHS.get(suite, {}), **own.get(suite, {})}
 
 
 def default_config(env: EnvConfig, agent: str, env_steps: int | None = None) -> RunConfig:

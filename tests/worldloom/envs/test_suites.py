@@ -449,7 +449,9 @@ def test_death_terminates_and_the_time_limit_truncates(monkeypatch: pytest.Monke
 def test_the_control_suite_leaves_logging_alone():
     """Absl, which it imports, adds a handler to the root logger: every line would be said twice."""
     pytest.importorskip("dm_control", reason="needs worldloom-dist[dmc]")
-    code = "from worldloom.envs.config import EnvConfig; from worldloom.envs.factory import make_env"
+    code = (
+        "from worldloom.envs.config import EnvConfig; from worldloom.envs.factory import make_env"
+    )
     code += "; make_env(EnvConfig(env='dmc:cartpole-swingup'), seed=0).close()"
     code += "; import logging; assert not logging.root.handlers, logging.root.handlers"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

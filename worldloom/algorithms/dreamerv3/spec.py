@@ -25,6 +25,7 @@ __all__ = [
     "LATENT_DETER",
     "LATENT_STOCH",
     "PRESETS",
+    "RUN_LENGTHS",
     "DreamerAgentConfig",
     "DreamerV3AgentConfig",
     "make_spec",
@@ -266,6 +267,14 @@ ENV_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """Env settings per suite, as the official code runs them; 27,000 decisions are its 108,000 Atari
 frames.
+"""
+
+RUN_LENGTHS: Mapping[str, Mapping[str, int]] = {
+    "atari": {"env_steps": 204_000_000, "eval_every": 2_000_000},
+    "dmc": {"env_steps": 1_100_000, "eval_every": 50_000},
+}
+"""How long the authors' runs are (github.com/danijar/dreamerv3, ``configs.yaml``); evaluations are
+ours.
 """
 
 

@@ -14,6 +14,7 @@ from worldloom.algorithms.dreamerv3 import spec as dreamerv3
 from worldloom.algorithms.dreamerv3.spec import (
     DEFAULT_PRESET,
     ENV_DEFAULTS,
+    RUN_LENGTHS,
     DreamerAgentConfig,
     make_spec,
     presets_of,
@@ -26,6 +27,7 @@ __all__ = [
     "DEFAULT_PRESET",
     "ENV_DEFAULTS",
     "PRESETS",
+    "RUN_LENGTHS",
     "R2DreamerAgentConfig",
     "make_spec",
     "product_shapes",

@@ -23,6 +23,7 @@ __all__ = [
     "DEFAULT_PRESET",
     "ENV_DEFAULTS",
     "PRESETS",
+    "RUN_LENGTHS",
     "TDMPC2AgentConfig",
     "make_spec",
     "resolve",
@@ -36,6 +37,11 @@ ENV_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gym": {"action_repeat": 1, "frame_stack": 3, "image_size": 64, "grayscale": False},
 }
 """Env settings per suite; image size and frame stack concern image observations only."""
+
+RUN_LENGTHS: Mapping[str, Mapping[str, int]] = {
+    "dmc": {"env_steps": 4_000_000, "eval_every": 50_000},
+}
+"""How long the authors' runs are (arXiv:2310.16828v2, section 4)."""
 
 ARCHITECTURE = frozenset(
     {
