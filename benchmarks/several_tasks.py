@@ -3,17 +3,21 @@ by an agent of its own.
 
     python benchmarks/several_tasks.py              # benchmarks/results/several_tasks.json, .png
     python benchmarks/several_tasks.py --jobs 2     # two runs at a time
+    python benchmarks/several_tasks.py --kinds long # these runs; the others of the file are kept
 
-A task has as many env steps together with the others as alone, and all runs make one update per
-agent step: the one run of four tasks makes as many updates as the four single runs together. Env
-workers, agent (``tdmpc2:ci``), batch and prefill per task are the same. One thread each, in the
-deterministic runtime, so only returns count, however busy the machine is.
+A task has as many env steps together with the others as alone. In runs of the kinds ``together``
+and ``alone`` there is one update per agent step: the one run of four tasks makes as many updates as
+the four single runs together. A run of the kind ``long`` is of one task and makes as many updates
+as the run of four, four per agent step. Env workers, agent (``tdmpc2:ci``), batch and prefill per
+task are the same. One thread each, in the deterministic runtime, so only returns count, however
+busy the machine is.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,26 +37,42 @@ ENV_STEPS = 20_000
 EVALUATIONS = 5
 PREFILL = 1000
 """Random decisions of each task before the first update, and as many updates then."""
+TRAIN_RATIO = 384
+"""One update per agent step: windows of a batch times their steps."""
+KINDS = {
+    "together": "one agent for all four",
+    "alone": "alone",
+    "long": "alone, with four times the updates",
+}
+LINES = {"together": ".-", "alone": ".--", "long": ".:"}
 WORDS = f"--agent {AGENT} --runtime local --workers 4 --learner.threads 1 --metrics-port 0"
 WORDS += " --eval-videos 0 --eval-model False"
 
 
-def train(tasks: Sequence[str], seed: int, env_steps: int, episodes: int) -> dict[str, Any]:
+def train(
+    kind: str, tasks: Sequence[str], seed: int, options: argparse.Namespace
+) -> dict[str, Any]:
     """One run.
 
     Args:
+        kind: One of :data:`KINDS`.
         tasks: One or several.
         seed: Of the run.
-        env_steps: Of each task.
-        episodes: Of each task in an evaluation.
+        options: ``env_steps`` of each task, ``episodes`` of each task in an evaluation.
     """
     around = context()
-    steps = env_steps * len(tasks)
+    steps = options.env_steps * len(tasks)
     words = f"{WORDS} --env {','.join(f'dmc:{task}' for task in tasks)} --seed {seed}"
     words += f" --env-steps {steps} --eval-every {steps // EVALUATIONS}"
-    words += f" --eval-episodes {episodes} --agent.prefill-agent-steps {PREFILL * len(tasks)}"
+    words += (
+        f" --eval-episodes {options.episodes} --agent.prefill-agent-steps {PREFILL * len(tasks)}"
+    )
+    if kind == "long":
+        words += f" --train-ratio {len(TASKS) * TRAIN_RATIO}"
+        words += f" --agent.pretrain-updates {len(TASKS) * PREFILL}"
     found = trained(f"{', '.join(tasks)} seed {seed}", words.split())
-    return {"tasks": list(tasks), "seed": seed, "words": words, **found, "context": around}
+    run = {"kind": kind, "tasks": list(tasks), "seed": seed, "words": words, **found}
+    return run | {"context": around}
 
 
 def curve(run: Mapping[str, Any], task: str) -> tuple[list[float], list[float]]:
@@ -68,14 +88,13 @@ def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(TASKS), figsize=(4 * len(TASKS), 3.8), sharey=True)
     for axis, task in zip(axes, TASKS, strict=True):
         for run in (run for run in runs if task in run["tasks"]):
-            is_alone = len(run["tasks"]) == 1
-            label = f"{'alone' if is_alone else 'one agent for all four'}, seed {run['seed']}"
-            axis.plot(*curve(run, task), ".--" if is_alone else ".-", label=label)
+            label = f"{KINDS[run['kind']]}, seed {run['seed']}"
+            axis.plot(*curve(run, task), LINES[run["kind"]], label=label)
         axis.set(title=task, xlabel="env steps of this task", ylim=(-20, 1020))
-        if axis.lines:
-            axis.legend(fontsize=8)
+    lines = {line.get_label(): line for axis in axes for line in axis.lines}
+    figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=len(lines), frameon=False)
     axes[0].set_ylabel("median return of the evaluation")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -89,22 +108,26 @@ def main() -> None:
     parser.add_argument("--env-steps", type=int, default=ENV_STEPS, help="of each task")
     parser.add_argument("--episodes", type=int, default=5, help="of each task in an evaluation")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="default: all, a new file")
     parser.add_argument("--output", type=Path, default=RESULTS / "several_tasks.json")
     options = parser.parse_args()
-    result: dict[str, Any] = {**context(), "agent": AGENT, "env_steps": options.env_steps}
-    result["runs"] = []
+    runs: list[dict[str, Any]] = []
+    if options.kinds and options.output.exists():
+        runs = json.loads(options.output.read_text())["runs"]
+        runs = [run for run in runs if run["kind"] not in options.kinds]
+    before = {**context(), "agent": AGENT, "env_steps": options.env_steps}
     works = [
-        functools.partial(train, tasks, seed, options.env_steps, options.episodes)
+        functools.partial(train, kind, tasks, seed, options)
         for seed in options.seeds
-        for tasks in (TASKS, *((task,) for task in TASKS))
+        for kind in options.kinds or KINDS
+        for tasks in ([TASKS] if kind == "together" else [(task,) for task in TASKS])
     ]
     for run in side_by_side(works, options.jobs):
-        result["runs"].append(run)
+        runs.append(run)
         shown = {task: curve(run, task)[1] for task in run["tasks"]}
-        print(f"{', '.join(run['tasks'])} seed {run['seed']}: {run['wall_s']} s", flush=True)
-        print("\n".join(f"  {task}: {medians}" for task, medians in shown.items()), flush=True)
-        write(options.output, result)
-        draw(result["runs"], options.output.with_suffix(".png"))
+        print(f"{run['kind']} seed {run['seed']}: {run['wall_s']} s; {shown}", flush=True)
+        write(options.output, {**before, "runs": runs})
+        draw(runs, options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -405,19 +405,21 @@ def curiosity() -> Row:
 def several_tasks() -> Row:
     """Four tasks by one agent, and each by one of its own: last evaluations."""
     found = load("several_tasks")
-    together = next(run for run in found["runs"] if len(run["tasks"]) > 1)
+    together = next(run for run in found["runs"] if run["kind"] == "together")
     last = together["evaluations"][-1]["tasks"]
-    alone = {
-        run["tasks"][0]: run["evaluations"][-1]["median"]
-        for run in found["runs"]
-        if len(run["tasks"]) == 1 and run["seed"] == together["seed"]
-    }
+
+    def alone(kind: str, task: str) -> str:
+        runs = [r for r in found["runs"] if r["kind"] == kind and r["tasks"] == [task]]
+        return f"{runs[0]['evaluations'][-1]['median']:.0f}" if runs else "-"
+
     parts = [
-        f"{task} {last[task]['median']:.0f} (alone {alone[task]:.0f})" for task in together["tasks"]
+        f"{task} {last[task]['median']:.0f} (alone {alone('alone', task)}, {alone('long', task)})"
+        for task in together["tasks"]
     ]
     what = (
         f"One `{found['agent']}` on four dmc tasks, {found['env_steps']:,} env steps of each, beside "
-        "four agents of one task with as many updates in all: median of the last evaluation"
+        "four agents of one task with as many updates in all, and with as many each: median of the "
+        "last evaluation"
     )
     return what, ", ".join(parts), "several_tasks.json"
 
