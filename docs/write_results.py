@@ -392,7 +392,7 @@ def curiosity() -> Row:
     for bonus in sorted({run["bonus"] for run in found["runs"]}, reverse=True):
         runs = [run for run in found["runs"] if run["bonus"] == bonus]
         met = [run["first_reward"] for run in runs if run["first_reward"] is not None]
-        how = f"with the bonus {bonus:g}" if bonus else "without"
+        how = f"with a bonus of {bonus:g}:" if bonus else "without:"
         where = f", after {min(met)} to {max(met)} steps" if met else ""
         parts.append(f"{how} {len(met)} of {len(runs)} seeds find it{where}")
     what = (
