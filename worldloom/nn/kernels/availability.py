@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
 
 import torch
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.nn.kernels.ops import LAUNCHES
+from worldloom.nn.kernels.trial import cases, difference
 
 __all__ = ["SWITCH", "has_kernels", "kernel_problem"]
 
@@ -22,11 +27,18 @@ def has_kernels(device: torch.device) -> bool:
     """True where the kernels run, compute what is expected of them, and are not switched off.
 
     On CUDA they are tried before their first use, which waits for the device: the first update and
-    the first decision are never being recorded. On ``meta`` they are there, as on a GPU.
+    the first decision are never being recorded. On ``meta`` they are there, as on a GPU. What
+    torch compiles is fused by its own compiler.
+
+    Raises:
+        ConfigurationError: If the environment variable says neither ``on`` nor ``off``.
     """
-    if device.type == "cpu":
+    if device.type == "cpu" or torch.compiler.is_compiling():
         return False
-    if os.environ.get(SWITCH, "on") == "off":
+    asked = os.environ.get(SWITCH, "on")
+    if asked not in ("on", "off"):
+        raise ConfigurationError(f"{SWITCH} must be on or off, got {asked!r}")
+    if asked == "off":
         return False
     return device.type == "meta" or (device.type == "cuda" and try_kernels(device))
 
@@ -50,9 +62,7 @@ def try_kernels(device: torch.device) -> bool:
 def kernel_problem(device: torch.device) -> str:
     """What keeps the kernels from being used on ``device``; empty where nothing does."""
     try:
-        from worldloom.nn.kernels import launches
-        from worldloom.nn.kernels.trial import cases, difference
-
+        launches = importlib.import_module(LAUNCHES)
         for dtype, bound in BOUNDS.items():
             for case in cases(device, dtype):
                 found = difference(case, getattr(launches, case.name))

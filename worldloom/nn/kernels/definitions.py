@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from worldloom.nn.functional import cumulative_sum
 from worldloom.nn.kernels.grids import ceil, power
 
 __all__ = [
@@ -163,7 +164,7 @@ def sample_one_hot(
     """
     if draws.is_floating_point():
         probs = logits.float().softmax(-1) * (1.0 - unimix) + unimix / logits.shape[-1]
-        classes.copy_((probs.cumsum(-1)[..., :-1] <= draws.unsqueeze(-1)).sum(-1))
+        classes.copy_((cumulative_sum(probs)[..., :-1] <= draws.unsqueeze(-1)).sum(-1))
     else:
         classes.copy_(draws)
     codes = functional.one_hot(classes, logits.shape[-1]).flatten(1)

@@ -8,6 +8,7 @@ of the caller, and have no derivative of their own.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,10 @@ import torch
 
 from worldloom.nn.kernels import definitions
 
-__all__ = ["SCHEMAS", "kernel"]
+__all__ = ["LAUNCHES", "SCHEMAS", "kernel"]
+
+LAUNCHES = "worldloom.nn.kernels.launches"
+"""Imported where a GPU is about to run them: it needs Triton, which torch brings for CUDA only."""
 
 SCHEMAS = {
     "norm_silu": "(Tensor(a!) x, Tensor scale, Tensor(b!) out, Tensor? add, Tensor? blocks, "
@@ -67,9 +71,7 @@ _LIBRARIES: list[torch.library.Library] = []
 
 
 def _launch(name: str, *args: Any) -> None:
-    from worldloom.nn.kernels import launches
-
-    getattr(launches, name)(*args)
+    getattr(importlib.import_module(LAUNCHES), name)(*args)
 
 
 def _nothing(*args: Any) -> None:
