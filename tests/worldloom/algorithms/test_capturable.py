@@ -152,17 +152,21 @@ def test_an_update_without_kernels_keeps_to_its_budget_of_launches(monkeypatch, 
 def test_the_estimate_counts_what_one_operator_hides():
     weight, out = torch.ones(3, 3, device="meta"), torch.ones(3, 3, device="meta")
     small = [torch.ones(2, device="meta") for _ in range(49)]
+
+    def on_lists(name, *lists):
+        getattr(torch, f"_foreach_{name}_")(*lists)
+
     with Launches() as launches:
         torch.addmm(weight[0], weight, weight)
         out.addmm_(weight, weight)
         assert launches.estimate == 2
         torch.addmm(out, weight, weight)  # copies what it adds to
         assert launches.estimate == 4
-        torch._foreach_add_(small, small)  # 64 at a time
+        on_lists("add", small, small)  # 64 at a time
         assert launches.estimate == 5
-        torch._foreach_lerp_(small, small, small)  # 48 at a time
+        on_lists("lerp", small, small, small)  # 48 at a time
         assert launches.estimate == 7
-        torch._foreach_div_(small, [s[0] for s in small])  # of other shapes: one by one
+        on_lists("div", small, [s[0] for s in small])  # of other shapes: one by one
         assert launches.estimate == 7 + 49
 
 

@@ -1,5 +1,5 @@
 """The filtering loop with fused kernels: what ``scan`` computes, in 12 launches a step forward and
-13 backward, of which 14 are matrix products.
+13 backward, seven of either matrix products.
 
 A product writes where the kernel behind it reads, and the kernel adds biases, inputs and gradients
 on its way. Values that both directions need lie as the products want them: those of blocks in
@@ -20,7 +20,7 @@ from worldloom.algorithms.dreamerv3.scan import CellWeights
 from worldloom.nn.kernels import kernel
 from worldloom.nn.rmsnorm import RMS_EPS
 
-__all__ = ["FusedScan", "fused_core", "fused_sample"]
+__all__ = ["fused_core", "fused_sample", "fused_scan"]
 
 
 class _Core(NamedTuple):
@@ -100,7 +100,24 @@ def fused_sample(logits: Tensor, draws: Tensor, unimix: float) -> tuple[Tensor, 
     return hard, classes
 
 
-class FusedScan(torch.autograd.Function):
+def fused_scan(
+    w: CellWeights,
+    deter: Tensor,
+    stoch: Tensor,
+    keep: Tensor,
+    action_input: Tensor,
+    token_input: Tensor,
+    draws: Tensor,
+    sizes: LatentSizes,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`worldloom.algorithms.dreamerv3.scan.observe_scan`."""
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _FusedScan.apply(  # type: ignore[no-untyped-call]
+        deter, stoch, keep, action_input, token_input, draws, sizes, *w
+    )
+    return outputs
+
+
+class _FusedScan(torch.autograd.Function):
     """The same arguments and results as ``scan._ObserveScan``."""
 
     @staticmethod

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloom.algorithms.dreamerv3.config import LatentSizes
-from worldloom.algorithms.dreamerv3.fused_scan import fused_core, fused_sample
+from worldloom.algorithms.dreamerv3.fused_scan import fused_core, fused_sample, fused_scan
 from worldloom.algorithms.dreamerv3.scan import CellWeights, observe_scan
 from worldloom.nn.dense import BlockLinear, Dense, Linear
 from worldloom.nn.distributions import sample_classes, unimix_probs
@@ -240,7 +240,8 @@ class RSSM(nn.Module):
         action_input = self.action_input(w, action.transpose(0, 1) * keep)
         token_weight = self.obs.linear.weight[:, self.sizes.deter :]
         token_input = functional.linear(tokens.transpose(0, 1), token_weight, self.obs.linear.bias)
-        out = observe_scan(
+        scan = fused_scan if has_kernels(tokens.device) else observe_scan
+        out = scan(
             w,
             state.deter,
             state.stoch,

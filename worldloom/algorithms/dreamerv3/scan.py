@@ -19,7 +19,6 @@ from torch import Tensor
 
 from worldloom.algorithms.dreamerv3.config import LatentSizes
 from worldloom.nn.distributions import sample_classes
-from worldloom.nn.kernels import has_kernels
 from worldloom.nn.rmsnorm import (
     fused_norm_gradient,
     has_fused_norm,
@@ -82,17 +81,10 @@ def observe_scan(
         deter [T, B, D], straight-through stoch [T, B, Z], logits [T, B, Z] (all in compute dtype),
         classes [T, B, S].
     """
-    loop = _fused_scan() if has_kernels(deter.device) else _ObserveScan
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor] = loop.apply(  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _ObserveScan.apply(  # type: ignore[no-untyped-call]
         deter, stoch, keep, action_input, token_input, draws, sizes, *w
     )
     return outputs
-
-
-def _fused_scan() -> type[torch.autograd.Function]:
-    from worldloom.algorithms.dreamerv3.fused_scan import FusedScan
-
-    return FusedScan
 
 
 def _blocks(x: Tensor, blocks: int) -> Tensor:

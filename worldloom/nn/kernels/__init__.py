@@ -2,7 +2,8 @@
 of DreamerV3, one launch where torch has three to eight.
 
 :func:`has_kernels` is the one place that decides whether they are used. ``definitions`` says what
-each computes, ``triton_code`` computes it, ``ops`` makes operators of them, ``trial`` tries them.
+each computes, ``triton_cell`` and ``triton_losses`` compute it, ``launches`` cuts it into programs,
+``ops`` makes operators of them, ``trial`` tries them.
 """
 
 from worldloom.nn.kernels.availability import has_kernels

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldloom.nn.kernels import triton_code as code
+from worldloom.nn.kernels import triton_cell, triton_losses
 from worldloom.nn.kernels.grids import (
     ELEMENTS,
     categoricals_per_program,
@@ -44,7 +44,7 @@ def norm_silu(
     wide = power(width)
     tall = rows_per_program(rows, wide)
     with _on(x):
-        code.norm_silu_kernel[ceil(rows, tall), groups](
+        triton_cell.norm_silu_kernel[ceil(rows, tall), groups](
             x,
             scale,
             out,
@@ -75,7 +75,7 @@ def norm_silu_gradient(
     wide = power(width)
     tall = power(ceil(rows, parts))
     with _on(x):
-        code.norm_silu_gradient_kernel[parts, groups](
+        triton_cell.norm_silu_gradient_kernel[parts, groups](
             grad,
             x,
             scale,
@@ -107,7 +107,7 @@ def gru_gates(
     rows, width = before.shape
     wide = min(ELEMENTS, power(width))
     with _on(pre):
-        code.gru_gates_kernel[rows, ceil(width, wide)](
+        triton_cell.gru_gates_kernel[rows, ceil(width, wide)](
             pre,
             bias,
             before,
@@ -133,7 +133,7 @@ def gru_gates_gradient(
     rows, width = before.shape
     wide = min(ELEMENTS, power(width))
     with _on(pre):
-        code.gru_gates_gradient_kernel[rows, ceil(width, wide)](
+        triton_cell.gru_gates_gradient_kernel[rows, ceil(width, wide)](
             pre,
             bias,
             before,
@@ -158,7 +158,7 @@ def state_gradient(
     rows, width = carry.shape
     wide = min(ELEMENTS, power(width))
     with _on(carry):
-        code.state_gradient_kernel[rows, ceil(width, wide)](
+        triton_cell.state_gradient_kernel[rows, ceil(width, wide)](
             carry,
             blocks,
             direct,
@@ -187,7 +187,7 @@ def sample_one_hot(
     rows, groups, count = logits.shape
     tall = categoricals_per_program(count)
     with _on(logits):
-        code.sample_one_hot_kernel[(ceil(rows * groups, tall),)](
+        triton_cell.sample_one_hot_kernel[(ceil(rows * groups, tall),)](
             logits,
             draws,
             hard,
@@ -223,7 +223,7 @@ def one_hot_gradient(
     rows, groups, count = logits.shape
     tall = categoricals_per_program(count)
     with _on(logits):
-        code.one_hot_gradient_kernel[(ceil(rows * groups, tall),)](
+        triton_cell.one_hot_gradient_kernel[(ceil(rows * groups, tall),)](
             logits,
             grad,
             grad if carried is None else carried,
@@ -251,7 +251,7 @@ def lambda_returns(base: Tensor, keep: Tensor, boot: Tensor, out: Tensor) -> Non
     rows, steps = out.shape
     tall = 128
     with _on(base):
-        code.lambda_returns_kernel[(ceil(rows, tall),)](
+        triton_losses.lambda_returns_kernel[(ceil(rows, tall),)](
             base,
             keep,
             boot,
@@ -271,7 +271,7 @@ def two_hot_weights(value: Tensor, bins: Tensor, index: Tensor, weight: Tensor) 
     wide = power(len(bins))
     tall = max(1, 4096 // wide)
     with _on(value):
-        code.two_hot_kernel[(ceil(len(value), tall),)](
+        triton_losses.two_hot_kernel[(ceil(len(value), tall),)](
             value,
             bins,
             index,
@@ -298,7 +298,7 @@ def laprop(
 ) -> None:
     """See ``definitions.laprop``."""
     with _on(grad):
-        code.laprop_kernel[(len(part),)](
+        triton_losses.laprop_kernel[(len(part),)](
             grad,
             mean_square,
             momentum,

@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as compile_kernel
 
-from worldloom.nn.kernels import launches, triton_code
+from worldloom.nn.kernels import launches, triton_cell, triton_losses
 from worldloom.nn.kernels.trial import cases
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64"}
@@ -50,8 +50,9 @@ def type_of(value: Any) -> str:
 
 if __name__ == "__main__":
     found: dict[str, int] = {}
-    for name in triton_code.__all__:
-        setattr(triton_code, name, Compiled(getattr(triton_code, name), found))
+    for module in (triton_cell, triton_losses):
+        for name in module.__all__:
+            setattr(module, name, Compiled(getattr(module, name), found))
     for case in cases("cpu", torch.bfloat16):
         getattr(launches, case.name)(*case.args)
     json.dump(found, sys.stdout)

@@ -7,11 +7,14 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from worldloom.algorithms.dreamerv3 import scan
 from worldloom.algorithms.dreamerv3.config import LatentSizes
+from worldloom.algorithms.dreamerv3.fused_scan import fused_scan
 from worldloom.nn.kernels import definitions, launches
 from worldloom.nn.kernels.ops import SCHEMAS
 from worldloom.nn.kernels.trial import Sizes, cases, difference
@@ -66,7 +69,7 @@ def scan_arguments(dtype: torch.dtype, steps: int = 3, rows: int = 2) -> list[to
     }
     weights = [
         (1 + normal(*shape) if name.startswith("s_") else normal(*shape).to(dtype))
-        for name in scan.CellWeights._fields
+        for name in scan.CellWeights.__annotations__
         for shape in [shapes.get(name, (s.hidden,))]
     ]
     keep = torch.ones(steps, rows, 1, dtype=dtype)
@@ -77,14 +80,13 @@ def scan_arguments(dtype: torch.dtype, steps: int = 3, rows: int = 2) -> list[to
     return [*weights, *start, keep, *inputs, draws]
 
 
-def scan_results(dtype: torch.dtype) -> list[torch.Tensor]:
+def scan_results(run: Callable[..., Any], dtype: torch.dtype) -> list[torch.Tensor]:
     """Outputs and gradients of a small scan."""
-    count = len(scan.CellWeights._fields)
+    count = len(scan.CellWeights.__annotations__)
     arguments = scan_arguments(dtype)
     for place in (*range(count), count + 3, count + 4):
         arguments[place].requires_grad_()
-    w = scan.CellWeights(*arguments[:count])
-    outputs = scan.observe_scan(w, *arguments[count:], SCAN)
+    outputs = run(scan.CellWeights(*arguments[:count]), *arguments[count:], SCAN)
     generator = torch.Generator().manual_seed(2)
     total = sum(
         (out.float() * torch.randn(out.shape, generator=generator)).sum() for out in outputs[:3]
@@ -96,10 +98,7 @@ def scan_results(dtype: torch.dtype) -> list[torch.Tensor]:
 
 def scan_difference(dtype: torch.dtype) -> float:
     """Of the whole scan, with kernels and without, relative to the largest of each tensor."""
-    plain = scan_results(dtype)
-    scan.has_kernels = lambda device: True
-    found = scan_results(dtype)
-    scan.has_kernels = lambda device: False
+    plain, found = (scan_results(run, dtype) for run in (scan.observe_scan, fused_scan))
     return max(
         float((one - other).abs().max() / one.abs().max().clamp(min=1e-3))
         for one, other in zip(plain, found, strict=True)
