@@ -1,7 +1,7 @@
 # mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
 # mypy: disallow-incomplete-defs=False, disallow-untyped-calls=False
-"""The kernels of the recurrent cell, in Triton: what ``definitions`` says, one launch each. Imported
-only where a GPU is about to run them.
+"""The kernels of the recurrent cell, in Triton: what ``definitions`` says, one launch each.
+Imported only where a GPU is about to run them.
 
 A program owns its rows or elements and nothing is added across programs, so equal inputs give equal
 bits. Sizes of blocks follow from shapes alone; nothing is tuned while it runs. Legend: as in
