@@ -78,6 +78,7 @@ def plan(place: Place) -> list[Stage]:
         for name, env in cases
     ]
     return [
+        Stage(f"kernels {dreamer}", 60, lambda: stages.kernels(place, dreamer, IMAGE)),
         *equal,
         Stage(f"update {dreamer} image", 35, lambda: stages.update(place, dreamer, IMAGE)),
         Stage(f"update {planner} vector", 25, lambda: stages.update(place, planner, VECTOR)),

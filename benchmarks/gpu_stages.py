@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import queue
 import statistics
 import tempfile
@@ -24,6 +25,8 @@ from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.windows import SampledWindows
 from worldloom.envs.config import EnvConfig
+from worldloom.nn.kernels import has_kernels
+from worldloom.nn.kernels.availability import SWITCH, kernel_problem
 from worldloom.training.checkpoints import CheckpointStore
 from worldloom_dist.actors.act_graphs import capture_decisions
 from worldloom_dist.learner.checkpointing import CheckpointWriter
@@ -215,6 +218,46 @@ def equality(place: Place, name: str, env: EnvSpec) -> dict[str, Any]:
         "is_same": worst < SAME,
         "losses": losses,
     }
+
+
+@contextmanager
+def switched(kernels: str) -> Iterator[None]:
+    """The fused kernels ``on`` or ``off``."""
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = kernels
+    try:
+        yield
+    finally:
+        del os.environ[SWITCH]
+        if before is not None:
+            os.environ[SWITCH] = before
+
+
+def kernels(place: Place, name: str, env: EnvSpec) -> dict[str, Any]:
+    """Whether the fused kernels work; one update with them beside one without, and the milliseconds
+    of one of the agent ``name``, captured. Where a draw lies between two classes rounding decides,
+    so small networks are compared.
+    """
+    device = torch.device(place.device)
+    began = time.monotonic()
+    found: dict[str, Any] = {"problem": kernel_problem(device) if place.is_cuda else "no GPU"}
+    found["trial_s"] = round(time.monotonic() - began, 2)
+    exact = {"precision": "float32", "eps": 1e-3, "warmup": 0}
+    updated: dict[str, Any] = {}
+    for way in ("off", "on"):
+        with switched(way):
+            small = agent_of(place, "dreamerv3:ci", env, 3, **exact)
+            small.train_step(batch(place, small, env))
+            updated[way] = small.policy_tensors()  # type: ignore[attr-defined]
+            agent = agent_of(place, name, env)
+            data = batch(place, agent, env)
+            step = make_step(agent, place.device, "auto")
+            found[way] = timed(place, lambda step=step, data=data: step(data), place.seconds(3.0))
+            found[way]["is_graph"] = is_captured(step)
+            found[way]["is_used"] = has_kernels(device)
+    found["worst"] = difference(updated["on"], updated["off"])
+    found["is_same"] = found["worst"] < SAME
+    return found
 
 
 def update(place: Place, name: str, env: EnvSpec) -> dict[str, Any]:

@@ -80,16 +80,24 @@ class Launches(TorchDispatchMode):
     """Counts what a GPU would be given, and refuses what a recording cannot hold.
 
     Attributes:
-        count: Launches by operator.
+        count: Operators that launch something, by name: the least that a GPU is given.
+        beyond: What torch launches for them beyond one each, by reading its code for CUDA.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.count: Counter[str] = Counter()
+        self.beyond: Counter[str] = Counter()
 
     @property
     def total(self) -> int:
+        """One per operator."""
         return sum(self.count.values())
+
+    @property
+    def estimate(self) -> int:
+        """As many as torch's code for CUDA makes of them."""
+        return self.total + sum(self.beyond.values())
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -105,9 +113,44 @@ class Launches(TorchDispatchMode):
         assert devices <= {"meta"}, f"{func} touches {sorted(devices)}"
         if torch.are_deterministic_algorithms_enabled() and name in NOT_DETERMINISTIC:
             assert not tensors[0].is_floating_point(), f"{func} is not deterministic"
-        if func not in NO_KERNEL and not _is_view(func):
+        if func not in NO_KERNEL and func.namespace != "profiler" and not _is_view(func):
             self.count[name] += 1
+            self.beyond[name] += _launches(name, args) - 1
         return out
+
+
+DEPTH_TO_TENSORS = (110, 64, 48, 36, 30)
+"""Most tensors of one launch of an operator on 1 to 5 lists."""
+BLOCKS, CHUNK = 320, 65_536
+"""Most blocks of one such launch, and elements of a block."""
+
+
+def _launches(name: str, args: Any) -> int:
+    """How many kernels one operator is, where it is more than one by torch's own code: a product
+    that adds a matrix copies it first, and an operator on lists cuts them, or goes through them
+    one by one where their shapes differ.
+    """
+    if name == "addmm":
+        return 1 if args[0].dim() == 1 else 2
+    if name == "baddbmm":
+        return 2
+    if not name.startswith(("_foreach_", "_fused_adam")):
+        return 1
+    lists = [a for a in args if isinstance(a, list | tuple) and a and torch.is_tensor(a[0])]
+    if name.startswith("_foreach_") and any(
+        one.shape != other.shape
+        for parts in lists[1:]
+        for one, other in zip(lists[0], parts, strict=True)
+    ):
+        return len(lists[0])
+    tensors, blocks, launches = 0, 0, 1
+    for tensor in lists[0]:
+        tensors += 1
+        blocks += -(-tensor.numel() // CHUNK)
+        if tensors > DEPTH_TO_TENSORS[min(len(lists), 5) - 1] or blocks > BLOCKS:
+            launches += max(1, blocks // BLOCKS)
+            tensors, blocks = 1, blocks % BLOCKS
+    return launches
 
 
 def _is_view(func: Any) -> bool:

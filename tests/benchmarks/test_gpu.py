@@ -10,7 +10,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-STAGES = 18
+STAGES = 19
 
 
 @pytest.fixture
@@ -29,7 +29,12 @@ def test_a_stage_finds_what_it_is_for(gpu, index):
     found = stages[index].work()
     assert json.loads(json.dumps(found)) == found
     name = stages[index].name
-    if name.startswith("equality"):
+    if name.startswith("kernels"):
+        assert found["problem"] == "no GPU"
+        assert found["is_same"]
+        assert not found["on"]["is_used"]
+        assert found["on"]["ms_median"] > 0 < found["off"]["ms_median"]
+    elif name.startswith("equality"):
         assert found["is_same"]
     elif name.startswith("update"):
         assert found["replayed_steps_per_s"] > 0

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worldloom.nn.functional import cumulative_sum, symexp
+from worldloom.nn.kernels import has_kernels, kernel
 
 __all__ = [
     "TwoHotTarget",
@@ -63,6 +64,11 @@ def two_hot(value: Tensor, bins: Tensor) -> TwoHotTarget:
     space (not symlog). Values beyond the bins count as the outermost one; the weights of a value
     that is not finite are NaN.
     """
+    if has_kernels(value.device) and not value.requires_grad:
+        index = torch.empty(*value.shape, 2, dtype=torch.int64, device=value.device)
+        weight = torch.empty(*value.shape, 2, device=value.device)
+        kernel("two_hot_weights")(value.reshape(-1), bins, index.view(-1, 2), weight.view(-1, 2))
+        return TwoHotTarget(index[..., 0], index[..., 1], weight[..., 0], weight[..., 1])
     last = len(bins) - 1
     above = torch.searchsorted(bins, value.contiguous(), right=True)
     low = (above - 1).clamp(min=0)

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from worldloom.core.exceptions import CheckpointError
+from worldloom.nn.kernels import has_kernels, kernel
 
 __all__ = ["ClippedAdam", "LaProp", "LaPropConfig", "adam_state", "load_adam_state"]
+
+
+PROGRAM = 4096
+"""Elements of one program of the optimizer's kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,38 @@ class LaPropConfig:
     """Decoupled decay, applied to kernels (tensors with at least two axes) only."""
 
 
+class _Joint(NamedTuple):
+    """Moments of all tensors end to end, and which program of a kernel has which of their
+    elements; see ``worldloom.nn.kernels.definitions.laprop``.
+    """
+
+    shapes: list[torch.Size]
+    mean_square: Tensor
+    momentum: Tensor
+    part: Tensor
+    start: Tensor
+    stop: Tensor
+
+    @classmethod
+    def of(cls, params: Sequence[Tensor]) -> _Joint:
+        """Of zeros."""
+        rows = []
+        begin = 0
+        for part, p in enumerate(params):
+            end = begin + p.numel()
+            rows += [(part, i, min(i + PROGRAM, end)) for i in range(begin, end, PROGRAM)]
+            begin = end
+        device = params[0].device
+        moments = (torch.zeros(begin, device=device) for _ in range(2))
+        table = (torch.tensor(column, device=device) for column in zip(*rows, strict=True))
+        return cls([p.shape for p in params], *moments, *table)
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Views of ``flat``, one per tensor."""
+        parts = torch.split(flat, [shape.numel() for shape in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
 class LaProp:
     """Optimizes a fixed list of tensors in place, one whole-tensor step each.
 
@@ -62,9 +99,15 @@ class LaProp:
     def __init__(self, params: Sequence[Tensor], config: LaPropConfig) -> None:
         self.params = [p.detach() for p in params]
         self.config = config
-        self.mean_square = [torch.zeros_like(p) for p in self.params]
-        self.momentum = [torch.zeros_like(p) for p in self.params]
-        self.count = torch.zeros((), dtype=torch.float64, device=self.params[0].device)
+        device = self.params[0].device
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self._joint = _Joint.of(self.params) if has_kernels(device) else None
+        if self._joint is not None:
+            self.mean_square = self._joint.split(self._joint.mean_square)
+            self.momentum = self._joint.split(self._joint.momentum)
+        else:
+            self.mean_square = [torch.zeros_like(p) for p in self.params]
+            self.momentum = [torch.zeros_like(p) for p in self.params]
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor], accept: Tensor | None = None) -> None:
@@ -79,23 +122,13 @@ class LaProp:
         grads = list(grads)
         accept = torch.ones_like(self.count, dtype=torch.bool) if accept is None else accept
         on = accept.to(torch.float32)
-        if c.agc:
-            self._clip(grads)
-        refuse = ~accept
-        for g in grads:
-            g.masked_fill_(refuse, 0.0)
         t = self.count + 1
         square_fix = (1 - c.beta2**t).rsqrt().float()
         mean_fix = (1 - c.beta1**t).reciprocal().float()
-        squares = torch._foreach_mul(grads, grads)
-        torch._foreach_lerp_(self.mean_square, squares, [on * (1 - c.beta2)] * len(grads))
-        torch._foreach_copy_(squares, self.mean_square)
-        torch._foreach_sqrt_(squares)
-        torch._foreach_mul_(squares, square_fix)
-        torch._foreach_add_(squares, c.eps)
-        torch._foreach_div_(grads, squares)
-        torch._foreach_lerp_(self.momentum, grads, [on * (1 - c.beta1)] * len(grads))
-        step = torch._foreach_mul(self.momentum, mean_fix)
+        if self._joint is None:
+            step = self._listed_step(grads, on, square_fix, mean_fix)
+        else:
+            step = self._joint_step(self._joint, grads, on, square_fix, mean_fix)
         if c.weight_decay:
             kernels = [i for i, p in enumerate(self.params) if p.ndim > 1]
             torch._foreach_add_(
@@ -108,14 +141,53 @@ class LaProp:
         torch._foreach_add_(self.params, step)
         self.count.add_(on)
 
-    def _clip(self, grads: list[Tensor]) -> None:
+    def _listed_step(
+        self, grads: list[Tensor], on: Tensor, square_fix: Tensor, mean_fix: Tensor
+    ) -> list[Tensor]:
+        """Both moments, tensor by tensor; returns the corrected momentum."""
+        c = self.config
+        if c.agc:
+            torch._foreach_div_(grads, self._ratios(grads))
+        refuse = on == 0
+        for g in grads:
+            g.masked_fill_(refuse, 0.0)
+        squares = torch._foreach_mul(grads, grads)
+        torch._foreach_lerp_(self.mean_square, squares, [on * (1 - c.beta2)] * len(grads))
+        torch._foreach_copy_(squares, self.mean_square)
+        torch._foreach_sqrt_(squares)
+        torch._foreach_mul_(squares, square_fix)
+        torch._foreach_add_(squares, c.eps)
+        torch._foreach_div_(grads, squares)
+        torch._foreach_lerp_(self.momentum, grads, [on * (1 - c.beta1)] * len(grads))
+        return list(torch._foreach_mul(self.momentum, mean_fix))
+
+    def _joint_step(
+        self,
+        joint: _Joint,
+        grads: list[Tensor],
+        on: Tensor,
+        square_fix: Tensor,
+        mean_fix: Tensor,
+    ) -> list[Tensor]:
+        """The same of all tensors in one kernel."""
+        c = self.config
+        flat = torch.cat([g.reshape(-1) for g in grads])
+        ratios = torch.stack(self._ratios(grads)) if c.agc else on.new_ones(len(grads))
+        rates = torch.stack([on, on * (1 - c.beta2), on * (1 - c.beta1), square_fix, mean_fix])
+        moments = (joint.mean_square, joint.momentum)
+        table = (joint.part, joint.start, joint.stop)
+        kernel("laprop")(flat, *moments, ratios, *table, rates, c.eps, PROGRAM)
+        return joint.split(flat)
+
+    def _ratios(self, grads: list[Tensor]) -> list[Tensor]:
+        """What clipping divides each gradient by, at least 1."""
         limits = torch._foreach_norm(self.params)
         torch._foreach_clamp_min_(limits, self.config.pmin)
         torch._foreach_mul_(limits, self.config.agc)
         ratios = torch._foreach_norm(grads)
         torch._foreach_div_(ratios, limits)
         torch._foreach_clamp_min_(ratios, 1.0)
-        torch._foreach_div_(grads, ratios)
+        return list(ratios)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the step count and both moments, in parameter order."""

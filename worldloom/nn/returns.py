@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from worldloom.core.exceptions import ShapeMismatchError
+from worldloom.nn.kernels import has_kernels, kernel
 
 __all__ = ["NormalizerState", "ReturnNormalizer", "lambda_return"]
 
@@ -44,6 +45,11 @@ def lambda_return(
     live = discount * cont
     base = reward + live * (1 - carry) * value
     keep = live * carry
+    is_constant = not (base.requires_grad or keep.requires_grad or boot.requires_grad)
+    if has_kernels(reward.device) and is_constant:
+        out = torch.empty(len(base), base.shape[1] - 1, device=base.device)
+        kernel("lambda_returns")(base, keep, boot, out)
+        return out
     returns = [boot]
     is_cpu = reward.device.type == "cpu"
     for t in range(reward.shape[1] - 1, 0, -1):

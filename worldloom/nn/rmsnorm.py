@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worldloom.nn.kernels import ceil, has_kernels, kernel, rows_per_program
+
 __all__ = [
     "RMS_EPS",
     "RMSNorm",
@@ -96,6 +98,10 @@ class _NormSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float) -> Tensor:
         """``x [..., D]`` normalised in float32, scaled, activated."""
+        ctx.eps = eps
+        if has_kernels(x.device):
+            ctx.save_for_backward(x, scale)
+            return _kernel_norm_silu(x, scale, eps)
         if has_fused_norm(x.device):
             z, inverse = fused_norm(x.float(), scale, eps)
             ctx.save_for_backward(x, scale, inverse)
@@ -108,7 +114,10 @@ class _NormSilu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         """Gradients of ``x`` and of ``scale``."""
-        x, scale, inverse = ctx.saved_tensors
+        x, scale, *inverses = ctx.saved_tensors
+        if not inverses:
+            return *_kernel_gradients(grads[0], x, scale, ctx.eps), None
+        (inverse,) = inverses
         normed = x.float() * inverse
         dz = torch.ops.aten.silu_backward(grads[0].float(), normed * scale)
         if has_fused_norm(x.device):
@@ -121,10 +130,36 @@ class _NormSilu(torch.autograd.Function):
         return dx.to(x.dtype), dscale, None
 
 
+def _kernel_norm_silu(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+    rows = _as_rows(x)
+    out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+    kernel("norm_silu")(rows, scale.unsqueeze(0), out, None, None, eps)
+    return out.view(x.shape)
+
+
+def _kernel_gradients(grad: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Of ``x`` and ``scale``; the latter is summed over programs in a fixed order."""
+    rows = _as_rows(x)
+    d_x = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+    count, width = rows.shape[1:]
+    parts = ceil(count, rows_per_program(count, width))
+    d_scale = torch.empty(1, parts, width, device=x.device)
+    kernel("norm_silu_gradient")(_as_rows(grad), rows, scale.unsqueeze(0), d_x, d_scale, eps, False)
+    return d_x.view(x.shape), d_scale.sum((0, 1))
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """[..., D] -> [1, N, D] with features side by side."""
+    rows = x.reshape(1, -1, x.shape[-1])
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
 def norm_silu(x: Tensor, scale: Tensor, eps: float = RMS_EPS) -> Tensor:
     """silu(RMSNorm(x)) with ``scale`` [D]; computes in float32 and returns the dtype of ``x``
     ``[..., D]``.
     """
+    if not torch.is_grad_enabled() and has_kernels(x.device):
+        return _kernel_norm_silu(x, scale, eps)
     if not torch.is_grad_enabled() and has_fused_norm(x.device):
         return functional.silu(fused_norm(x.float(), scale, eps)[0], inplace=True).to(x.dtype)
     if not torch.is_grad_enabled():

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloom.algorithms.dreamerv3.config import LatentSizes
+from worldloom.algorithms.dreamerv3.fused_scan import fused_core, fused_sample, fused_scan
 from worldloom.algorithms.dreamerv3.scan import CellWeights, observe_scan
 from worldloom.nn.dense import BlockLinear, Dense, Linear
 from worldloom.nn.distributions import sample_classes, unimix_probs
+from worldloom.nn.kernels import has_kernels
 from worldloom.nn.rmsnorm import RMSNorm, norm_silu
 
 __all__ = ["RSSM", "Posterior", "State", "limit_action"]
@@ -127,6 +129,8 @@ class RSSM(nn.Module):
         """One recurrent step. Returns deter' [N, D]."""
         deter = state.deter.to(w.w_hid.dtype)
         stoch = state.stoch.to(w.w_hid.dtype)
+        if has_kernels(deter.device) and not torch.is_grad_enabled():
+            return fused_core(w, deter, stoch, action_input, self.sizes)
         rows = deter.shape[0]  # len() would fix the number of rows of an exported step
         blocks = self.sizes.blocks
         x_deter = norm_silu(functional.linear(deter, w.w_deter, w.b_deter), w.s_deter)
@@ -163,6 +167,8 @@ class RSSM(nn.Module):
         Returns:
             Flattened value [N, Z] and classes [N, S].
         """
+        if has_kernels(logits.device) and not torch.is_grad_enabled():
+            return fused_sample(logits, draws, self.sizes.unimix)
         probs = unimix_probs(logits, self.sizes.unimix)
         classes = sample_classes(probs.detach(), draws) if draws.is_floating_point() else draws
         hard = self.one_hot(classes)
@@ -234,7 +240,8 @@ class RSSM(nn.Module):
         action_input = self.action_input(w, action.transpose(0, 1) * keep)
         token_weight = self.obs.linear.weight[:, self.sizes.deter :]
         token_input = functional.linear(tokens.transpose(0, 1), token_weight, self.obs.linear.bias)
-        out = observe_scan(
+        scan = fused_scan if has_kernels(tokens.device) else observe_scan
+        out = scan(
             w,
             state.deter,
             state.stoch,

@@ -1,6 +1,6 @@
-"""The way an accelerator computes norms, gates and softmax derivatives gives a CPU's numbers.
-
-The kernels of the norm are torch's; in the place of the one that a CPU lacks stands its definition.
+"""The way an accelerator computes an update gives a CPU's numbers: with the fused kernels, in whose
+place their definitions stand here, and without, by torch's kernels of the norm. In the place of the
+one that a CPU lacks stands its definition.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from tests.worldloom_dist.learner import rank_process
-from worldloom.algorithms.dreamerv3 import scan
-from worldloom.nn import rmsnorm
+from worldloom.algorithms.dreamerv3 import rssm, scan
+from worldloom.nn import distributions, optim, returns, rmsnorm
+from worldloom.nn.kernels import kernel
+from worldloom.nn.optim import LaProp, LaPropConfig
 from worldloom.nn.rmsnorm import RMS_EPS, RMSNorm, has_fused_norm, norm_silu
 
 
@@ -103,3 +105,90 @@ def test_kernels_are_used_where_they_are_right_and_nowhere_else(monkeypatch):
         lambda *args: tuple(2 * g if g is not None else g for g in defined(*args)),
     )
     assert not tries(cpu), "a kernel that is wrong is not used"
+
+
+KERNELS = (distributions, optim, returns, rmsnorm, rssm)
+"""What asks for the fused kernels."""
+
+
+def use_kernels(monkeypatch) -> None:
+    for module in KERNELS:
+        monkeypatch.setattr(module, "has_kernels", lambda device: True)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["dreamerv3", "r2dreamer"])
+def test_every_gradient_with_kernels_is_that_without(monkeypatch, name, precision):
+    expected = gradients(name, precision)
+    use_kernels(monkeypatch)
+    found = gradients(name, precision)
+    near = 1e-5 if precision == "float32" else 0.06
+    for key, value in expected.items():
+        largest = float(value.abs().max())
+        np.testing.assert_allclose(
+            found[key], value, atol=near * max(largest, 1e-5), rtol=0, err_msg=key
+        )
+
+
+def test_updates_with_kernels_lead_where_those_without_lead(monkeypatch):
+    agents = []
+    for wants_kernels in (False, True):
+        if wants_kernels:
+            use_kernels(monkeypatch)
+        torch.manual_seed(0)
+        agent = rank_process.make("dreamerv3")
+        outputs = [agent.train_step(rank_process.batch(agent, n)) for n in range(3)]
+        agents.append((agent, outputs))
+    (plain, plain_out), (fused, fused_out) = agents
+    for one, other in zip(plain_out, fused_out, strict=True):
+        for key, value in one.metrics.items():
+            torch.testing.assert_close(other.metrics[key], value, rtol=1e-3, atol=1e-4)
+    for key, value in plain.all_networks.state_dict().items():
+        torch.testing.assert_close(
+            fused.all_networks.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key
+        )
+
+
+@pytest.mark.parametrize("settings", [{}, {"agc": 0.0, "weight_decay": 0.1}])
+def test_the_joint_optimizer_takes_the_steps_of_the_other(monkeypatch, settings):
+    def stepped() -> tuple[list[Tensor], LaProp]:
+        torch.manual_seed(0)
+        params = [torch.randn(shape) for shape in ((5, 3), (4,), (2, 2, 3), ())]
+        optimizer = LaProp(params, LaPropConfig(lr=0.1, warmup=2, **settings))
+        for n in range(4):
+            grads = [
+                torch.randn_like(p).transpose(0, -1).clone() if p.ndim else p * 2 for p in params
+            ]
+            grads = [g.transpose(0, -1) if g.ndim else g for g in grads]
+            if n == 2:
+                grads[1][0] = float("nan")
+            optimizer.step(grads, torch.tensor(n != 2))
+        return params, optimizer
+
+    plain, one = stepped()
+    monkeypatch.setattr(optim, "has_kernels", lambda device: True)
+    monkeypatch.setattr(optim, "PROGRAM", 4)
+    used = []
+    monkeypatch.setattr(optim, "kernel", lambda name: used.append(name) or kernel(name))
+    joint, other = stepped()
+    assert used == ["laprop"] * 4
+    for a, b in zip(plain, joint, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+    one.load_state_dict(other.state_dict())
+    other.load_state_dict(one.state_dict())
+    for a, b in zip(one.momentum, other.momentum, strict=True):
+        assert torch.equal(a, b)
+    assert all(float(momentum.abs().sum()) > 0 for momentum in other.momentum)
+
+
+def test_the_joint_optimizer_changes_nothing_that_is_refused(monkeypatch):
+    monkeypatch.setattr(optim, "has_kernels", lambda device: True)
+    params = [torch.randn(3, 2), torch.randn(4)]
+    optimizer = LaProp(params, LaPropConfig(warmup=0))
+    optimizer.step([torch.randn_like(p) for p in params])
+    before = [t.clone() for t in (*params, *optimizer.mean_square, *optimizer.momentum)]
+    nan = [torch.full_like(p, float("nan")) for p in params]
+    optimizer.step(nan, torch.tensor(False))
+    after = [*params, *optimizer.mean_square, *optimizer.momentum]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert int(optimizer.count) == 1
