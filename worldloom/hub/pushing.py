@@ -25,6 +25,7 @@ from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.files import expanded, write_json
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import read_plain
 from worldloom.distributed import distributed
 from worldloom.export import contract
 from worldloom.export.exporting import CONTRACT, FILES, PARITY, RUNNER
@@ -334,14 +335,14 @@ def _file_names(sources: str) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
-    except OSError:
+        return read_plain(path).decode()
+    except (OSError, ValueError):
         return ""
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = parse_json(path.read_text())
+        found = parse_json(read_plain(path))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -29,6 +29,7 @@ from numpy.lib import format as npy
 from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.files import expanded, replacing
+from worldloom.core.plain_files import open_plain
 from worldloom.training.array_names import (
     Ends,
     find_ends,
@@ -246,7 +247,7 @@ class _File:
 
 
 def _open(source: Path) -> _File:
-    with source.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with open_plain(source) as file, np.load(file, allow_pickle=False) as archive:
         names, unknown = match_names(archive.files, str(source))
         missing = {"obs", "actions", "rewards"} - set(names)
         if missing:

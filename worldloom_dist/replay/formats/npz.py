@@ -27,6 +27,7 @@ from worldloom.core.exceptions import (
     ShapeMismatchError,
 )
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import open_plain
 from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.spaces import ObsMapper
@@ -120,7 +121,7 @@ def _gym_episode(rows: Rows, obs_key: str, action_key: str, spec: ArraySpec) -> 
 
 
 def _noted_env(path: Path) -> EnvSpec | None:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with open_plain(path) as file, np.load(file, allow_pickle=False) as archive:
         if NOTE not in archive.files:
             return None
         return EnvSpec.from_dict(parse_json(archive[NOTE].tobytes()))
