@@ -184,7 +184,7 @@ def check_members(source: Path) -> None:
         OSError, ValueError, zipfile.BadZipFile: If it is no archive of arrays.
     """
     expanded_bytes = 0
-    with zipfile.ZipFile(source) as archive:
+    with open_plain(source) as opened, zipfile.ZipFile(opened) as archive:
         for member in archive.infolist():
             if not member.filename.endswith(".npy"):
                 continue
@@ -281,7 +281,7 @@ def _described(
     source: Path, names: Mapping[str, str], small: Mapping[str, np.ndarray], notes: list[str]
 ) -> _File:
     """The file with its ends and sizes; all of its arrays agree."""
-    with zipfile.ZipFile(source) as archive:
+    with open_plain(source) as file, zipfile.ZipFile(file) as archive:
         shape, dtype = _shape_of(archive, names["obs"])
         following = _shape_of(archive, names["next_obs"]) if "next_obs" in names else None
     actions = small["actions"]

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import (
     CheckpointError,
     ConfigurationError,
@@ -50,7 +51,9 @@ def read_npz(path: Path) -> EpisodeFile:
     try:
         env = _noted_env(path)
     except (*DAMAGE, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: what it says of its spaces is damaged ({error})") from error
+        raise CheckpointError(
+            f"{path}: what it says of its spaces is damaged ({first_line(error)})"
+        ) from error
     if env is not None:
         opened = EpisodeFile(env, iter(()), facts.notes)
         opened.episodes = _rows(opened, path, episodes, lambda obs: obs)
@@ -186,7 +189,7 @@ def _rows(
             )
     except (*DAMAGE, TypeError, IndexError, ShapeMismatchError, EnvFailureError) as error:
         raise CheckpointError(
-            f"{path}: damaged, or of another space than it says ({error})"
+            f"{path}: damaged, or of another space than it says ({first_line(error)})"
         ) from error
 
 
