@@ -11,8 +11,8 @@ cannot begin new episodes there, in a run that was never interrupted too. So a r
 uninterrupted one, bit for bit on a CPU. Does not need Ray.
 
 A run that fails outside of training, for example in an evaluation, writes a checkpoint before it
-ends. A worker whose envs are all in quarantine is left out while ``actors.min_live`` others go on;
-a resumed run tries it again.
+ends; of several tasks one whose env fails there costs the evaluation only. A worker whose envs are
+all in quarantine is left out while ``actors.min_live`` others go on; a resumed run tries it again.
 """
 
 from __future__ import annotations

@@ -431,8 +431,7 @@ def _read_file(path: Path, room: bytearray) -> tuple[int, bytearray]:
     """The size of a file, and its bytes at the begin of ``room``, or of a new one if that is too
     small.
     """
-    with open_plain(path) as buffered:
-        file = buffered.raw  # it goes into the room at once
+    with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
         check_size(path, size, MOST_SEGMENT_BYTES)
         if size > len(room):
