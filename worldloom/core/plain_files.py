@@ -17,6 +17,7 @@ __all__ = [
     "MOST_BYTES",
     "check_plain",
     "check_size",
+    "lies_here",
     "open_plain",
     "plain_lines",
     "read_open",
@@ -61,6 +62,13 @@ def _check_mode(path: str | PathLike[str], mode: int) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, NO_FILE, os.fspath(path))
+
+
+def lies_here(path: Path) -> bool:
+    """True for a regular file that lies there itself. What is shown or shared of a folder that was
+    received must be no link: it could lead to any file of whom it is shown by.
+    """
+    return path.is_file() and not path.is_symlink()
 
 
 def read_plain(path: str | PathLike[str], most: int = MOST_BYTES) -> bytes:
