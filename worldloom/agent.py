@@ -21,6 +21,7 @@ from worldloom.core.exceptions import CheckpointError, ConfigurationError, State
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.files import expanded
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import read_plain
 from worldloom.distributed import distributed
 from worldloom.hub.fetching import located
 from worldloom.training.one_task import for_task
@@ -286,7 +287,7 @@ def load_agent(
 
 def _summary(run_dir: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = parse_json((run_dir / "summary.json").read_text())
+        found: dict[str, Any] = parse_json(read_plain(run_dir / "summary.json"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run_dir / 'summary.json'} cannot be read ({error})") from error
     return found

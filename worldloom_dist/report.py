@@ -15,6 +15,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import NOT_NEGATIVE, checked
 from worldloom.core.files import write_text
 from worldloom.core.json_text import to_json
+from worldloom.core.plain_files import read_plain
 from worldloom.core.program import called, interruptible
 from worldloom_dist.page.app import page_html
 from worldloom_dist.page.state import RunState
@@ -59,7 +60,7 @@ def report_html(run_dir: Path, *, videos: int = MOST_VIDEOS) -> str:
 def _inlined(video: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     path = folder / video["file"]
     try:
-        data = base64.b64encode(path.read_bytes()).decode()
+        data = base64.b64encode(read_plain(path, video["size_bytes"])).decode()
     except OSError:  # a run deletes old ones while it is read
         return None
     return {**video, "url": f"data:{TYPES[path.suffix.lower()]};base64,{data}"}

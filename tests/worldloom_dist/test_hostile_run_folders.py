@@ -2,8 +2,10 @@
 one sentence, or what the file says.
 """
 
+import contextlib
 import copy
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -16,6 +18,9 @@ from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.core.exceptions import WorldLoomError
 from worldloom.training.saved_agents import SavedAgent
 from worldloom_dist.evaluate import find_checkpoint, without_replay
+from worldloom_dist.plot.runs import read_run as read_plotted
+from worldloom_dist.replay.verify import verify_run
+from worldloom_dist.report import report_html
 from worldloom_dist.run.builders import build_store
 from worldloom_dist.run.cli import read_config
 from worldloom_dist.run.folder import RunFolder
@@ -139,3 +144,43 @@ def test_a_strange_value_in_a_file_of_a_run_is_told_in_one_sentence(
         except Exception as error:  # what this test is for: any other error is a fault
             raw[f"{type(error).__name__}: {error}"[:150]] = seed
     assert not raw, f"{len(raw)} kinds of raw errors, each with a seed: {raw}"
+
+
+def read_page(folder: Path) -> None:
+    report_html(folder)
+
+
+def read_curves(folder: Path) -> None:
+    read_plotted(folder)
+
+
+def verify_folder(folder: Path) -> None:
+    verify_run(folder)
+
+
+def read_newest(folder: Path) -> None:
+    found = build_store(resolve(read_config(folder)), folder).newest()
+    assert found is None or found[1]["learner"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device"])
+@pytest.mark.parametrize(
+    "read", [read_run, read_agent, read_listing, read_page, read_curves, read_newest, verify_folder]
+)
+def test_what_is_no_file_is_told_in_one_sentence_and_never_waited_for(
+    run: Path, tmp_path: Path, read: Any, kind: str
+) -> None:
+    names = [str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()]
+    assert any(name.endswith(".wal") for name in names)
+    for number, name in enumerate(names):
+        folder = shutil.copytree(run, tmp_path / f"{number}")
+        path = folder / name
+        path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to(path.name if kind == "loop" else "/dev/zero")
+        with contextlib.suppress(WorldLoomError, OSError, ValueError):  # as its command tells them
+            read(folder)

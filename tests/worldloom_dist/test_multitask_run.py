@@ -16,7 +16,7 @@ import pytest
 from tests.worldloom_dist.local_runs import completed, restored_threads, start
 from tests.worldloom_dist.mortal_envs import MortalEnv
 from tests.worldloom_dist.tiny_runs import TINY
-from worldloom.core.exceptions import ConfigurationError, EnvFailureError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError, TrainingError
 from worldloom.core.sequence import PolicyVersion, StreamId
 from worldloom.data.codec import make_chunk
 from worldloom.envs.config import EnvConfig
@@ -381,6 +381,27 @@ def test_a_task_that_lost_its_last_env_is_told(
     assert "task 'ill': RuntimeError: broken on purpose" in sentence
     quarantined = json.loads((tmp_path / "run/summary.json").read_text())["quarantined"]
     assert "task 'ill'" in quarantined["worker-0/env-1"]
+
+
+def test_a_task_whose_env_dies_costs_evaluations_and_the_others_are_trained_to_the_end(
+    mortal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(MortalEnv, "STEPS", 3)
+    words = [*TINY["tdmpc2:ci"], "--env", f"mt:{mortal}", "--envs-per-worker", "2"]
+    more = ["--env-steps", "200", "--actors.max-env-failures", "1", "--learner.keep-checkpoints=9"]
+    often = ["--eval-every", "60", "--eval-episodes", "1"]
+    run = start(tmp_path / "run", *words, *more, *often)
+    MortalEnv.healthy = 0
+    with pytest.raises(TrainingError, match=r"not be evaluated.*broken on purpose.*task ill"):
+        run.run()
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["env_steps"] >= 200
+    assert summary["evaluations_failed"] >= 2
+    assert not (tmp_path / "run/checkpoints/best").exists(), "nothing is known of the list"
+    assert "evaluation at" in caplog.text
+    MortalEnv.healthy = 1_000_000
+    assert start(tmp_path / "run", *words, *more, *often).run() == "completed"
 
 
 def test_an_evaluation_whose_env_dies_names_the_task(

@@ -7,6 +7,7 @@ import pytest
 
 from tests.worldloom_dist.browser import drawn, needs_browser
 from tests.worldloom_dist.written_runs import write_run
+from worldloom_dist import report
 from worldloom_dist.report import main, report_html
 
 
@@ -46,14 +47,14 @@ def test_a_video_that_is_gone_meanwhile_is_left_out(tmp_path, monkeypatch, capsy
     (folder / "videos").mkdir()
     for number in range(3):
         (folder / "videos" / f"eval-00000{number}000-0.gif").write_bytes(b"GIF89a")
-    real = type(folder).read_bytes
+    real = report.read_plain
 
-    def read_bytes(path):
+    def read_plain(path, most):
         if path.name == "eval-000001000-0.gif":
             raise FileNotFoundError(2, "No such file or directory", str(path))
-        return real(path)
+        return real(path, most)
 
-    monkeypatch.setattr(type(folder), "read_bytes", read_bytes)
+    monkeypatch.setattr(report, "read_plain", read_plain)
     assert main([str(folder)]) == 0
     state = state_of((folder / "report.html").read_text())
     assert (len(state["videos"]), state["videos_left_out"]) == (2, 1)
@@ -138,3 +139,14 @@ def test_a_pointer_over_a_curve_reads_all_of_them(tmp_path):
     assert "env steps" in shown[0]
     assert "training" in shown[0]
     assert "evaluation, mean" in shown[0]
+
+
+def test_a_link_among_the_videos_shows_no_file_of_ones_own(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "videos").mkdir()
+    (tmp_path / "secret.gif").write_bytes(b"my own")
+    (folder / "videos" / "eval-000009000-0.gif").symlink_to(tmp_path / "secret.gif")
+    (folder / "videos" / "eval-000001000-0.gif").write_bytes(b"GIF89a")
+    state = state_of(report_html(folder))
+    assert [video["file"] for video in state["videos"]] == ["eval-000001000-0.gif"]
+    assert state["videos_left_out"] == 0

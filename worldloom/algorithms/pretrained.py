@@ -35,6 +35,7 @@ from worldloom.core.files import (
     write_json,
 )
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import read_open, read_plain
 from worldloom.nn.tensor_files import Allowance, read_tensors
 
 __all__ = [
@@ -123,9 +124,9 @@ def open_model(folder: str | PathLike[str]) -> Iterator[SavedModel]:
         try:
             files = stack.enter_context(open_together(source, [CONFIG_FILE, *WEIGHT_FILES]))
             text = (
-                files[CONFIG_FILE].read()
+                read_open(files[CONFIG_FILE], source / CONFIG_FILE)
                 if CONFIG_FILE in files
-                else (source / CONFIG_FILE).read_bytes()
+                else read_plain(source / CONFIG_FILE)
             )
         except OSError as error:
             raise CheckpointError(f"{source}: cannot be read ({error})") from error

@@ -21,6 +21,7 @@ from worldloom.core.exceptions import CheckpointError, ConfigurationError, neare
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.files import expanded, open_together, write_json
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import read_open, read_plain
 from worldloom.core.state_kinds import DynamicsType, LatentType
 
 __all__ = [
@@ -240,7 +241,7 @@ class WorldModelConfig:
         source = source / "config.json" if source.is_dir() or not source.suffix else source
         try:
             with open_together(source.parent, [source.name]) as files:
-                text = files[source.name].read() if files else source.read_bytes()
+                text = read_open(files[source.name], source) if files else read_plain(source)
         except OSError as error:
             raise CheckpointError(f"{source}: not a readable config.json ({error})") from error
         return cls.parsed(text, source)

@@ -32,6 +32,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import to_json
+from worldloom.core.plain_files import open_plain
 
 __all__ = [
     "current",
@@ -153,10 +154,11 @@ def open_together(folder: Path, names: Iterable[str]) -> Iterator[dict[str, Buff
     names = list(names)
     for _ in range(OPEN_ATTEMPTS):
         with contextlib.ExitStack() as stack:
-            found = {name: _opened(folder, name) for name in names}
-            files = {
-                name: stack.enter_context(file) for name, file in found.items() if file is not None
-            }
+            files = {}
+            for name in names:
+                file = _opened(folder, name)
+                if file is not None:
+                    files[name] = stack.enter_context(file)
             if all(_identity(folder, name) == _identity_of(files.get(name)) for name in names):
                 yield files
                 return
@@ -183,7 +185,7 @@ def remove_folder(folder: Path) -> None:
 def _opened(folder: Path, name: str) -> BufferedReader | None:
     for path in (folder / REPLACEMENT / name, folder / name):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return path.open("rb")
+            return open_plain(path)
     return None
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.plain_files import read_plain
+
 NUMBERS = re.compile(r"\[\n\s*(?:-?[\d.eE+-]+|null),?(?:\s+(?:-?[\d.eE+-]+|null),?)*\s*\]")
 """A list of numbers that is written over several lines. No text in quotes has a line's end."""
 
@@ -51,9 +53,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        OSError: If it cannot be read, or is no regular file of a size that JSON is written in.
         ValueError: If it holds something else.
     """
-    found = parse_json(path.read_bytes())
+    found = parse_json(read_plain(path))
     if not isinstance(found, dict):
         raise ValueError(f"{path.name} holds a {type(found).__name__}, not a JSON object")
     return found

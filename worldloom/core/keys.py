@@ -6,6 +6,8 @@ import os
 import secrets
 from pathlib import Path
 
+from worldloom.core.plain_files import read_plain
+
 __all__ = ["KEY_BYTES", "load_key"]
 
 KEY_BYTES = 32
@@ -33,4 +35,4 @@ def load_key(path: Path) -> bytes:
             os.replace(fresh, path)
         finally:
             fresh.unlink(missing_ok=True)
-    return path.read_bytes()
+    return read_plain(path)

@@ -37,6 +37,9 @@ TASK = "task"
 TASK_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 """What a task may be called."""
 
+LONGEST = 2**53
+"""No episode has as many steps."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
@@ -280,7 +283,11 @@ class EnvSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EnvSpec:
-        """Inverse of :meth:`to_dict`."""
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: If it says no such thing.
+        """
         specs = {
             group: {k: ArraySpec.from_dict(v) for k, v in data[group].items()}
             for group in (OBS, ACTION)
@@ -289,6 +296,7 @@ class EnvSpec:
             k: data[k]
             for k in ("name", "episode_limit", "action_repeat", "may_terminate", "settings")
         }
+        _check_counts(rest)
         spaces = data.get("spaces", {})
         return cls(
             obs=specs[OBS],
@@ -298,6 +306,17 @@ class EnvSpec:
             order=tuple(data.get("order", ())),
             **rest,
         )
+
+
+def _check_counts(facts: Mapping[str, Any]) -> None:
+    """Refuse what others compute with and no env has."""
+    limit, repeat, settings = (facts[k] for k in ("episode_limit", "action_repeat", "settings"))
+    if limit is not None and not (type(limit) is int and 0 < limit < LONGEST):
+        raise ValueError(f"episode_limit cannot be {limit!r:.40}")
+    if type(repeat) is not int or not 0 < repeat < LONGEST:
+        raise ValueError(f"action_repeat cannot be {repeat!r:.40}")
+    if not isinstance(facts["name"], str) or not isinstance(settings, Mapping):
+        raise TypeError("name must be a text, and settings a table")
 
 
 def _sizes(pairs: Sequence[Sequence[Any]]) -> tuple[tuple[str, int], ...]:

@@ -19,6 +19,7 @@ from typing import TypeVar
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import write_text
 from worldloom.core.keys import KEY_BYTES, load_key
+from worldloom.core.plain_files import read_plain
 from worldloom.envs.config import TASKS_SUITE, EnvConfig
 
 __all__ = [
@@ -179,7 +180,7 @@ def _place_of(module: str) -> str:
 def _signatures(folder: Path) -> list[str]:
     """The lines of its file; none where it cannot be read."""
     try:
-        return (folder / SIGNATURE_FILE).read_text(encoding="ascii").split()
+        return read_plain(folder / SIGNATURE_FILE).decode("ascii").split()
     except (OSError, ValueError):
         return []
 
@@ -198,7 +199,7 @@ def _key(*, makes: bool) -> bytes | None:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             load_key(path)
         mode = path.stat().st_mode
-        key = path.read_bytes()
+        key = read_plain(path)
     except (OSError, RuntimeError):  # no home: a user without an entry, or a disk that is full
         return None
     return key if len(key) == KEY_BYTES and not mode & 0o077 else None

@@ -30,9 +30,7 @@ def suite_maker(suite: str) -> Callable[..., Any]:
         ConfigurationError: If it cannot be imported, or there is no such function.
     """
     _, _, name = guests(ENV_SUITES)[suite].value.partition(":")
-    found: Any = _module(suite)
-    for part in (name or MAKE).split("."):
-        found = getattr(found, part, None)
+    found = _named(suite, name or MAKE)
     if not callable(found):
         guest = guests(ENV_SUITES)[suite]
         raise ConfigurationError(
@@ -49,7 +47,8 @@ def suite_defaults(suite: str) -> Mapping[str, Any]:
     Raises:
         ConfigurationError: If its module cannot be imported, or they are no mapping.
     """
-    found = getattr(_module(suite), DEFAULTS, {})
+    found = _named(suite, DEFAULTS)
+    found = {} if found is None else found
     if not isinstance(found, Mapping):
         raise ConfigurationError(
             f"env suite {suite!r}: its {DEFAULTS} must map settings of EnvConfig to values, got "
@@ -58,11 +57,15 @@ def suite_defaults(suite: str) -> Mapping[str, Any]:
     return found
 
 
-def _module(suite: str) -> Any:
+def _named(suite: str, name: str) -> Any:
+    """What a suite's module has by that name, a path with dots; None where it has nothing."""
     guest = guests(ENV_SUITES)[suite]
     home = guest.value.partition(":")[0]
     try:
-        return importlib.import_module(home)
+        found: Any = importlib.import_module(home)
+        for part in name.split("."):  # a module may make its names as they are asked for
+            found = getattr(found, part, None)
+        return found
     except (Exception, SystemExit) as error:  # the edge: code of others may raise anything
         raise ConfigurationError(
             f"env suite {suite!r} of {guest.package} cannot be imported: {type(error).__name__}: "

@@ -31,6 +31,7 @@ from worldloom.core.exceptions import CheckpointError, ConfigurationError, World
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded, replacing_together, write_json
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import read_plain
 from worldloom.envs.consent import check_env_code
 from worldloom.envs.wrappers import RawEnv
 from worldloom.export import contract, tracing
@@ -291,7 +292,7 @@ def _written(folder: Path) -> Iterator[Path]:
 def _listed(folder: Path) -> set[str]:
     """Files of an earlier export."""
     try:
-        names = parse_json((folder / CONTRACT).read_text())["files"]
+        names = parse_json(read_plain(folder / CONTRACT))["files"]
         return {name for name in names if name in {*FILES.values(), PARITY, RUNNER}}
     except (OSError, ValueError, KeyError, TypeError):
         return set()

@@ -21,10 +21,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.files import expanded, write_json
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import lies_here, read_plain
 from worldloom.distributed import distributed
 from worldloom.export import contract
 from worldloom.export.exporting import CONTRACT, FILES, PARITY, RUNNER
@@ -253,10 +255,14 @@ def _contract(
     exported = None if run is None else run.folder / "policy"
     found = {} if exported is None else _read(exported / CONTRACT)
     made_of = found.get("run") or {}
+    made_of = made_of if isinstance(made_of, dict) else {}
     if exported is not None and all(made_of.get(key) == saved.origin.get(key) for key in SAME):
-        for name in found["files"]:
-            shutil.copyfile(exported / Path(name).name, staging.place / Path(name).name)
-        return found, found["file"] == FILES["onnx"]
+        with reading(exported, "is no whole export of a policy; export it again"):
+            for name in found["files"]:
+                if not lies_here(exported / Path(name).name):
+                    raise ValueError(f"{Path(name).name} is missing, or no file that lies there")
+                shutil.copyfile(exported / Path(name).name, staging.place / Path(name).name)
+            return found, found["file"] == FILES["onnx"]
     described = contract.describe(saved, steps_per_second=None, env_id=None)
     described["file"] = str((folder / "tensors.safetensors").relative_to(staging.place))
     write_json(staging.place / CONTRACT, described)
@@ -284,7 +290,7 @@ def _film(staging: _Staging, run: Path) -> str:
     films = [
         path
         for path in (run / "videos").glob("*")
-        if path.suffix in FILMS and not path.name.startswith("open_loop") and path.is_file()
+        if path.suffix in FILMS and not path.name.startswith("open_loop") and lies_here(path)
     ]
     if not films:
         return ""
@@ -334,14 +340,14 @@ def _file_names(sources: str) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
-    except OSError:
+        return read_plain(path).decode()
+    except (OSError, ValueError):
         return ""
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = parse_json(path.read_text())
+        found = parse_json(read_plain(path))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

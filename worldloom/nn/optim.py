@@ -17,8 +17,12 @@ from torch import Tensor
 
 from worldloom.core.exceptions import CheckpointError
 from worldloom.nn.kernels import has_kernels, kernel
+from worldloom.nn.snapshot import copy_into
 
 __all__ = ["ClippedAdam", "LaProp", "LaPropConfig", "adam_state", "load_adam_state"]
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam keeps of a parameter."""
 
 
 PROGRAM = 4096
@@ -200,10 +204,9 @@ class LaProp:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; shapes must fit."""
-        self.count.copy_(state["count"])
+        copy_into("optimizer count", [self.count], [state["count"]])
         for name in ("mean_square", "momentum"):
-            for target, source in zip(getattr(self, name), state[name], strict=True):
-                target.copy_(source)
+            copy_into(f"optimizer {name}", getattr(self, name), state[name])
 
 
 class ClippedAdam:
@@ -288,12 +291,14 @@ def load_adam_state(
         )
     for name, moments in state.items():
         parameter = named[name]
-        if moments["exp_avg"].shape != parameter.shape:
-            shapes = tuple(moments["exp_avg"].shape), tuple(parameter.shape)
-            raise CheckpointError(
-                f"optimizer: parameter {name!r} has shape {shapes[0]} in the state, "
-                f"{shapes[1]} here"
-            )
+        for key in MOMENTS:
+            expected = () if key == "step" else tuple(parameter.shape)
+            value = moments[key]
+            if tuple(value.shape) != expected:
+                raise CheckpointError(
+                    f"optimizer: {key} of parameter {name!r} has shape {tuple(value.shape)} in the "
+                    f"state, {expected} here"
+                )
     optimizer.state.clear()
     for name, moments in state.items():
         parameter = named[name]

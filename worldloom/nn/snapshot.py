@@ -4,7 +4,7 @@ enter torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.weights import TensorEntry, WeightsSnapshot
 
-__all__ = ["check_shapes", "flat_bytes", "pack", "to_bfloat16", "unpack_into"]
+__all__ = ["check_shapes", "copy_into", "flat_bytes", "pack", "to_bfloat16", "unpack_into"]
 
 TORCH_DTYPES = {
     "F32": torch.float32,
@@ -133,3 +133,20 @@ def check_shapes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> No
             raise CheckpointError(
                 f"agent state: tensor {name!r} has shape {shapes[1]}, this agent needs {shapes[0]}"
             )
+
+
+@torch.no_grad()
+def copy_into(what: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    """Overwrite tensors in place by saved ones of the same shapes; nothing is broadcast.
+
+    Args:
+        what: How an error calls them.
+
+    Raises:
+        CheckpointError: If there are more or fewer, or one has another shape; nothing is changed.
+    """
+    shapes = [[tuple(tensor.shape) for tensor in group] for group in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        raise CheckpointError(f"{what}: has shapes {shapes[1]}, this agent needs {shapes[0]}")
+    for target, source in zip(ours, theirs, strict=True):
+        target.copy_(source)

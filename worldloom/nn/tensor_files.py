@@ -11,7 +11,6 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError
+from worldloom.core.plain_files import open_plain
 
 __all__ = ["Allowance", "read_tensors", "tensors_in"]
 
@@ -46,7 +46,7 @@ def read_tensors(path: str | os.PathLike[str], file: IO[bytes] | None = None) ->
     """
     with reading(path, "is not a readable PyTorch file of tensors"):
         if file is None:
-            with Path(path).open("rb") as opened:
+            with open_plain(path) as opened:
                 return read_tensors(path, opened)
         size = os.fstat(file.fileno()).st_size
         _check_archive(path, file, size)

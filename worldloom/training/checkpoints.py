@@ -47,6 +47,7 @@ from worldloom.core.files import (
     write_json,
 )
 from worldloom.core.json_text import finite_json, parse_json
+from worldloom.core.plain_files import open_plain, read_open
 from worldloom.training.trees import join_tree, split_tree
 
 __all__ = [
@@ -126,7 +127,7 @@ def load_tree(folder: Path) -> dict[str, Any]:
         for name, expected in manifest["files"].items():
             _check_contents(folder / name, files.get(name), expected)
         tensors = load_file(path_of_open(files[FILES[0]]))
-        return _restored(folder, parse_json(files[FILES[1]].read()), tensors)
+        return _restored(folder, parse_json(read_open(files[FILES[1]], folder / FILES[1])), tensors)
 
 
 def _check_contents(path: Path, file: BufferedReader | None, expected: Mapping[str, Any]) -> None:
@@ -159,7 +160,7 @@ def _parsed_manifest(folder: Path, file: BufferedReader | None) -> dict[str, Any
     if file is None:
         raise CheckpointError(f"{folder}: is not a checkpoint (it has no {MANIFEST})")
     with reading(folder, "is not a checkpoint"):
-        manifest: dict[str, Any] = parse_json(file.read())
+        manifest: dict[str, Any] = parse_json(read_open(file, folder / MANIFEST))
         if manifest["format"] != FORMAT or set(manifest["files"]) != set(FILES):
             raise CheckpointError(
                 f"{folder}: format {manifest['format']!r}, this version reads {FORMAT}"
@@ -204,7 +205,7 @@ def load_tree_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; name a file in it, e.g. checkpoint_final.pt")
     with reading(path, "is not a readable checkpoint, it is missing, truncated or foreign"):
-        with safe_open(path, "pt") as file:
+        with open_plain(path) as opened, safe_open(path_of_open(opened), "pt") as file:
             metadata = file.metadata() or {}
             if "worldloom" not in metadata:
                 raise CheckpointError(

@@ -15,6 +15,7 @@ from worldloom.core.exceptions import CheckpointError, ConfigurationError, neare
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.files import expanded, write_json
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import read_plain
 
 __all__ = ["TrainingConfig"]
 
@@ -165,7 +166,7 @@ class TrainingConfig:
             CheckpointError: If the file is missing or damaged.
         """
         try:
-            data = parse_json(expanded(path).read_text())
+            data = parse_json(read_plain(expanded(path)))
             if not isinstance(data, dict):
                 raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}")
         except (OSError, ValueError) as error:

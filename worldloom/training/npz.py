@@ -29,6 +29,7 @@ from numpy.lib import format as npy
 from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.files import expanded, replacing
+from worldloom.core.plain_files import open_plain
 from worldloom.training.array_names import (
     Ends,
     find_ends,
@@ -183,7 +184,7 @@ def check_members(source: Path) -> None:
         OSError, ValueError, zipfile.BadZipFile: If it is no archive of arrays.
     """
     expanded_bytes = 0
-    with zipfile.ZipFile(source) as archive:
+    with open_plain(source) as opened, zipfile.ZipFile(opened) as archive:
         for member in archive.infolist():
             if not member.filename.endswith(".npy"):
                 continue
@@ -246,7 +247,7 @@ class _File:
 
 
 def _open(source: Path) -> _File:
-    with source.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with open_plain(source) as file, np.load(file, allow_pickle=False) as archive:
         names, unknown = match_names(archive.files, str(source))
         missing = {"obs", "actions", "rewards"} - set(names)
         if missing:
@@ -280,7 +281,7 @@ def _described(
     source: Path, names: Mapping[str, str], small: Mapping[str, np.ndarray], notes: list[str]
 ) -> _File:
     """The file with its ends and sizes; all of its arrays agree."""
-    with zipfile.ZipFile(source) as archive:
+    with open_plain(source) as file, zipfile.ZipFile(file) as archive:
         shape, dtype = _shape_of(archive, names["obs"])
         following = _shape_of(archive, names["next_obs"]) if "next_obs" in names else None
     actions = small["actions"]

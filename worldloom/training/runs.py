@@ -18,6 +18,7 @@ from worldloom.algorithms.registry import make_agent_config, trained_config, tra
 from worldloom.core.config_base import WorldModelConfig, check_conflicts
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import read_plain
 from worldloom.core.specs import EnvSpec
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def find_run(path: Path) -> TrainedRun | None:
 def run_facts(folder: Path) -> dict[str, Any] | None:
     """What the ``config.json`` of a run says; None where there is no run."""
     try:
-        found = parse_json((folder / CONFIG_FILE).read_text())
+        found = parse_json(read_plain(folder / CONFIG_FILE))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("run"), dict) else None

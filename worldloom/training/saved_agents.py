@@ -21,8 +21,10 @@ from worldloom.algorithms.registry import (
     make_policy,
     outside_module,
 )
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError, nearest
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import read_plain
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
@@ -192,8 +194,8 @@ class SavedAgent:
     def _built(self, device: str, seed: int) -> tuple[Any, WeightsSnapshot]:
         """An untrained policy, and what it acts with."""
         settings = dict(self.agent)
-        config = make_agent_config(settings.pop("name"), settings)
-        with self.allowance():
+        with reading(self.path, "describes an agent that cannot be built"), self.allowance():
+            config = make_agent_config(settings.pop("name"), settings)
             agent = make_agent(config, self.env, device=device, seed=seed)
             agent.load_state_dict(dict(self.state))
             policy = make_policy(config, self.env, device=device, seed=seed)
@@ -291,7 +293,7 @@ def _check_place(path: Path) -> None:
 
 def _nothing_to_load(path: Path) -> ConfigurationError:
     try:
-        is_model = "model_type" in parse_json((path / CONFIG_FILE).read_text())
+        is_model = "model_type" in parse_json(read_plain(path / CONFIG_FILE))
     except (OSError, ValueError, TypeError):
         is_model = False
     if is_model:

@@ -13,6 +13,7 @@ import grpc
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.loopback import address_text
+from worldloom.core.plain_files import read_plain
 from worldloom_client.wire import PACKAGE, POOL
 from worldloom_dist.gateway.gateway import Gateway
 from worldloom_dist.gateway.health import Health
@@ -203,7 +204,7 @@ class GatewayServer:
 
 def _read(path: Path, field: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_plain(path)
     except OSError as error:
         raise ConfigurationError(
             f"gateway.{field}: {path} cannot be read ({error.strerror})"

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from worldloom.core.damage import reading
 from worldloom.core.metrics import Histogram, HistogramBuilder, Last, MetricMap, Sum, merge_into
 from worldloom.core.protocol import Agent, SharesWeights
 from worldloom.core.sequence import PolicyVersion, SequenceBatch
@@ -287,11 +288,14 @@ class Learner:
         """Go on from a checkpoint; the incarnation stays this learner's own.
 
         Raises:
-            CheckpointError: If the agent's architecture differs.
+            CheckpointError: If the agent's architecture differs, or it is no such state.
         """
-        self.agent.load_state_dict(state["agent"])
-        self.train_steps = int(state["train_steps"])
-        self.replayed_steps = int(state["replayed_steps"])
+        with reading("state of the learner", "a part is missing or of another kind"):
+            counts = [state[name] for name in ("train_steps", "replayed_steps")]
+            if not all(type(count) is int and count >= 0 for count in counts):
+                raise ValueError(f"its counts are {counts}")
+            self.agent.load_state_dict(state["agent"])
+            self.train_steps, self.replayed_steps = counts
 
     def keep_refreshed(self, windows: SampledWindows, refreshed: Mapping[str, Any]) -> None:
         """Start bringing refreshed extras to the host; send those that are there."""

@@ -8,11 +8,13 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from worldloom.core.exceptions import EnvFailureError
 from worldloom.core.protocol import Agent
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.actors.videos import save_videos
 from worldloom_dist.ports import WeightSource
 from worldloom_dist.run.builders import build_evaluator
+from worldloom_dist.run.evaluations import EvaluationFailedError
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.model_check import check_model
 from worldloom_dist.run.plan import Plan
@@ -59,6 +61,7 @@ class LocalEvaluator:
         self._weights = weights
         self._stop = stop
         self._result: Mapping[str, Any] | None = None
+        self._failure: EnvFailureError | None = None
         self.note_score = note_score
         self.asked_at = 0
 
@@ -67,7 +70,8 @@ class LocalEvaluator:
 
         Raises:
             EnvFailureError, EvaluationStoppedError: If the env fails too often, or it takes too
-                long.
+                long. Of several tasks one whose env fails costs the evaluation, which
+                :meth:`take` says, and not the run: the other tasks go on.
         """
         evaluator = build_evaluator(self._plan, device=self.device)
         evaluator.load_weights(self._weights.fetch())
@@ -78,6 +82,11 @@ class LocalEvaluator:
                 raise
             logger.info("the evaluation at env_steps %d is left out", env_steps)
             return False
+        except EnvFailureError as error:
+            if not self._plan.env_spec.tasks:
+                raise
+            self.asked_at, self._failure = env_steps, error
+            return True
         self.asked_at = env_steps
         result = {"env_steps": env_steps, **found.to_dict(), "version": tuple(found.version)}
         if self._agent is not None:
@@ -96,7 +105,14 @@ class LocalEvaluator:
         return True
 
     def take(self) -> Mapping[str, Any] | None:
-        """The result, once."""
+        """The result, once.
+
+        Raises:
+            EvaluationFailedError: In place of a result.
+        """
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise EvaluationFailedError(str(failure)) from failure
         result = self._result
         self._result = None
         return result

@@ -11,8 +11,8 @@ cannot begin new episodes there, in a run that was never interrupted too. So a r
 uninterrupted one, bit for bit on a CPU. Does not need Ray.
 
 A run that fails outside of training, for example in an evaluation, writes a checkpoint before it
-ends. A worker whose envs are all in quarantine is left out while ``actors.min_live`` others go on;
-a resumed run tries it again.
+ends; of several tasks one whose env fails there costs the evaluation only. A worker whose envs are
+all in quarantine is left out while ``actors.min_live`` others go on; a resumed run tries it again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import (
     BufferError,
     CheckpointError,
@@ -82,6 +83,7 @@ from worldloom_dist.run.versions import build_facts
 __all__ = ["LocalRuntime"]
 
 logger = logging.getLogger(__name__)
+LACKS = "cannot be gone on from, a part is missing or of another kind"
 
 SAY_EVERY_STEPS = 500
 LAST_REPORT_S = 10.0
@@ -358,7 +360,8 @@ class LocalRuntime:
         tree: Mapping[str, Any] = found[1] if found is not None else {}
         if found is not None:
             check_trained_env(self._plan, found[0].name, self._store.facts(found[0]))
-            self.learner.load_state_dict(tree["learner"])
+            with reading(found[0], LACKS):
+                self.learner.load_state_dict(tree["learner"])
         else:
             begin_with(self._plan, self.learner.agent)
         if not self._plan.spec.random_prefill or self._has_trained():
@@ -371,10 +374,11 @@ class LocalRuntime:
         files = files_to_store(self._imported, stored)
         if found is not None:
             held = self.replay.row_counters().inserted
-            self.replay.rollback([ShardSnapshot(**snapshot) for snapshot in tree["marks"]])
+            with reading(found[0], LACKS):
+                self.replay.rollback([ShardSnapshot(**snapshot) for snapshot in tree["marks"]])
+                self._restore_limiter(tree)
+                self.evaluator.asked_at = int(tree["evaluated_at"])
             left_out = held - self.replay.row_counters().inserted
-            self._restore_limiter(tree)
-            self.evaluator.asked_at = tree["evaluated_at"]
             lost = max(0, self._report.counts.train_steps - self.learner.train_steps)
             self._updates_lost += lost
             what = f"; {left_out:,} rows and {lost:,} updates that came after it are made again"

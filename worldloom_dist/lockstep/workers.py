@@ -12,6 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import EnvFailureError
 from worldloom.core.protocol import Policy
 from worldloom_dist.actors.acting import LocalActing
@@ -57,9 +58,13 @@ class LocalWorkers:
         self._absent = list(states[num_workers:])
         for slot in range(num_workers):
             state = states[slot] if slot < len(states) else None
-            incarnation = 0 if state is None else int(state.get("incarnation", 0))
+            saved = f"worker-{slot} of the checkpoint"
+            with reading(saved):
+                incarnation = 0 if state is None else int(state.get("incarnation", 0))
             policy = self._policy(slot, incarnation)
-            if state is not None and (change := _change(state, policy, num_envs)):
+            with reading(saved):
+                change = "" if state is None else _change(state, policy, num_envs)
+            if change:
                 logger.info("worker-%d begins new episodes: %s", slot, change)
                 incarnation = incarnation + 1
                 state = None
@@ -67,7 +72,8 @@ class LocalWorkers:
             acting = LocalActing(policy, num_envs, self._weights, pull_interval_s=0.0)
             self.workers.append(build_worker(self._plan, slot, incarnation, acting, self._replay))
             if state is not None:
-                self.workers[-1].restore(state)
+                with reading(saved):
+                    self.workers[-1].restore(state)
 
     def _policy(self, slot: int, incarnation: int) -> Policy:
         num_envs = self._plan.config.envs_per_worker

@@ -24,6 +24,7 @@ from prometheus_client.exposition import make_wsgi_app
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.plain_files import read_plain
 from worldloom_dist.metrics.http_server import make_bounded_server
 
 __all__ = ["AUTH_VARIABLE", "Page", "is_loopback", "read_secret", "serve", "serve_near"]
@@ -69,7 +70,7 @@ def read_secret(path: Path | None, environment: Mapping[str, str] = os.environ) 
     else:
         home = f"metrics_auth_file: {path}"
         try:
-            text = path.read_text()
+            text = read_plain(path).decode()
             mode = path.stat().st_mode
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from worldloom.core.plain_files import lies_here
+
 __all__ = ["PICTURES", "VIDEOS", "MediaWatch", "Medium", "Subject", "is_half_written", "subject_of"]
 
 PICTURES = (".png", ".gif", ".jpg")
@@ -113,7 +115,7 @@ class MediaWatch:
             [
                 path
                 for path in self._folder.glob("*")
-                if path.suffix.lower() in known and not is_half_written(path)
+                if path.suffix.lower() in known and not is_half_written(path) and lies_here(path)
             ]
             if self._folder.is_dir()
             else []

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom_dist.metrics.addresses import without_password
 from worldloom_dist.metrics.guest_sinks import find_sink, sink_names
@@ -274,9 +275,11 @@ class SinkThread:
         """Do it; False where the sink is given up."""
         try:
             action()
-        except Exception as error:  # the edge: whatever a service raises stays here
+        # the edge: whatever a service raises stays here, also what would end this thread and with
+        # it all sinks without a word; a real Ctrl-C is raised in the main thread only
+        except BaseException as error:
             failures[name] += 1
-            why = without_password(f"{type(error).__name__}: {error}")
+            why = without_password(f"{type(error).__name__}: {first_line(error)}")
             if failures[name] == 1:
                 logger.warning("%s failed (%s); the run goes on", name, why)
             if failures[name] < MAX_FAILURES:

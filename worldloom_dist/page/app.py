@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from worldloom.core.json_text import to_json
+from worldloom.core.plain_files import open_plain
 from worldloom_dist.page.state import RunState
 from worldloom_dist.page.videos import TYPES, video_path
 
@@ -100,7 +101,7 @@ def _whole(
 def _file(environ: dict[str, Any], start: Start, path: Path) -> Iterable[bytes]:
     """A video, or the part of it that a player asks for (``Range: bytes=A-B``)."""
     try:
-        file = path.open("rb")
+        file = open_plain(path)
     except OSError:  # a run deletes old ones
         return _refuse(start, "404 Not Found", "there is no such video any more")
     size = os.fstat(file.fileno()).st_size

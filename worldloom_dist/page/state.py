@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import threading
 import time
@@ -12,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from worldloom.core.json_text import read_object
+from worldloom.core.json_text import parse_json, read_object
+from worldloom.core.plain_files import plain_lines, read_plain, read_tail
 from worldloom_dist.metrics.names import key_of, loss_of, split_key
 from worldloom_dist.page.videos import videos_of
 from worldloom_dist.run.curves import AXES, EVALUATION, TRAINING, History
@@ -120,18 +120,16 @@ class RunState:
             return
         if path.stat().st_size < self._offset:
             self._begin_again()
-        with path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset += len(line)
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(record, dict):
-                    yield record
+        for line in plain_lines(path, self._offset):
+            if not line.endswith(b"\n"):
+                break
+            self._offset += len(line)
+            try:
+                record = parse_json(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
 
     def _take(self, record: Mapping[str, Any]) -> None:
         if self._history is None:
@@ -209,8 +207,8 @@ class RunState:
             "eval_videos": run.get("eval_videos", 0),
             "settings": {name: run[name] for name in SETTINGS if run.get(name) is not None},
             "changed": dict(run.get("agent_overrides", {})),
-            "command": command.read_text().strip().splitlines()[-1:] if command.exists() else [],
-            "versions": versions.read_text().strip().splitlines() if versions.exists() else [],
+            "command": _lines(command)[-1:],
+            "versions": _lines(versions),
             "tasks": self._tasks(config),
         }
 
@@ -295,11 +293,15 @@ class RunState:
         path = self._folder / "console.log"
         if not path.exists():
             return []
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            file.seek(max(0, size - LOG_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-        return lines[1:] if size > LOG_BYTES else lines
+        lines = read_tail(path, LOG_BYTES).decode(errors="replace").splitlines()
+        return lines[1:] if path.stat().st_size > LOG_BYTES else lines
+
+
+def _lines(path: Path) -> list[str]:
+    """Of a text file; none where there is none."""
+    if not path.exists():
+        return []
+    return read_plain(path).decode(errors="replace").strip().splitlines()
 
 
 def _faults_of_evaluation(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

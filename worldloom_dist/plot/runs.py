@@ -28,6 +28,9 @@ __all__ = ["Experiment", "Run", "combine", "experiments_of", "read_run"]
 GRID_POINTS = 200
 MOST_OF_A_SETTING = 60
 """Characters of one in a label."""
+COUNTS = ("env_steps", "train_steps", "wall_time_s")
+LARGEST = 1e15
+"""Of what a summary counts."""
 ABREAST = 0.9
 """Share of the furthest run's way from which on a run's end is compared with its end."""
 MAKES_AN_EXPERIMENT = (
@@ -214,6 +217,10 @@ def read_run(folder: Path) -> Run:
     try:
         path = folder / "summary.json"
         summary = read_object(path) if path.exists() else {}
+        for name in COUNTS:
+            value = summary.get(name) or 0
+            if not isinstance(value, int | float) or not 0 <= value < LARGEST:
+                raise ValueError(f"{name} is {value!r:.40}, which is no count")
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{folder}/summary.json cannot be read ({error})") from error
     whole = Run(

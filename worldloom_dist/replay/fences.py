@@ -10,6 +10,7 @@ from pathlib import Path
 from worldloom.core.damage import reading
 from worldloom.core.files import write_json
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import read_plain
 from worldloom.core.sequence import StreamId
 from worldloom_dist.ports import FencedError
 
@@ -31,7 +32,7 @@ class Fences:
         self._names: dict[tuple[int, int], None] = {}
         if self._path is not None and self._path.is_file():
             with reading(self._path, "is damaged; restore it from a copy"):
-                for slot, incarnation in parse_json(self._path.read_text()):
+                for slot, incarnation in parse_json(read_plain(self._path)):
                     self._names[int(slot), int(incarnation)] = None
 
     def add(self, slot: int, incarnation: int) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import read_plain
 from worldloom.core.sequence import FLAGS, Rows, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import decode_rows
@@ -74,7 +75,7 @@ def stored_identity(folder: Path) -> dict[str, Any]:
     """
     path = folder / "shard.json"
     try:
-        return dict(parse_json(path.read_text()))
+        return dict(parse_json(read_plain(path)))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); the folder is no replay shard"

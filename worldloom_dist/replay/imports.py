@@ -27,6 +27,7 @@ import numpy as np
 from worldloom.core.exceptions import CheckpointError, MissingDependencyError
 from worldloom.core.files import write_json
 from worldloom.core.json_text import read_object
+from worldloom.core.plain_files import open_plain
 from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import encode_rows
@@ -224,7 +225,7 @@ def fingerprint(source: str) -> int:
     digest = hashlib.sha256(columns_of_name(source).encode())
     for path in paths:
         try:
-            with path.open("rb") as file:
+            with open_plain(path) as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise CheckpointError(

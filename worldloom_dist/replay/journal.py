@@ -32,10 +32,12 @@ from zlib_ng import zlib_ng as zlib
 
 from worldloom.core.exceptions import CheckpointError, StateError
 from worldloom.core.files import sync
+from worldloom.core.plain_files import check_size, open_plain, read_plain
 
 __all__ = [
     "DEFAULT_SEGMENT_BYTES",
     "HEAD",
+    "MOST_SEGMENT_BYTES",
     "Journal",
     "JournalDamage",
     "JournalHeldError",
@@ -54,6 +56,8 @@ FRAME = struct.Struct("<4sIII")
 HEAD = 1
 Buffer = bytes | memoryview
 DEFAULT_SEGMENT_BYTES = 32 << 20
+MOST_SEGMENT_BYTES = 2**31
+"""No shard writes a longer file: a segment ends with the chunk that fills it."""
 MOST_IN_VAIN = 16
 """A segment in which this multiple of its size has been looked at for frames that are none is given
 up: it would take time that grows with the square of its size.
@@ -400,7 +404,12 @@ def _read_segment(
 ) -> Iterator[Record]:
     """One record after the other; what comes after the last one that is asked for is not read."""
     path = segment_path(directory, number)
-    data = path.read_bytes()
+    try:
+        data = read_plain(path, MOST_SEGMENT_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
     for kind, start, size in _scan(data, len(data), path, damage, is_last=is_last):
         yield Record(number, kind, data[start : start + size], start)
 
@@ -422,8 +431,9 @@ def _read_file(path: Path, room: bytearray) -> tuple[int, bytearray]:
     """The size of a file, and its bytes at the begin of ``room``, or of a new one if that is too
     small.
     """
-    with path.open("rb", buffering=0) as file:
+    with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
+        check_size(path, size, MOST_SEGMENT_BYTES)
         if size > len(room):
             room = bytearray(size + size // 8)  # segments end with their last record
         got = 0

@@ -16,9 +16,11 @@ from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import replacing, sync
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import read_plain
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import decode_rows, encode_rows
+from worldloom_dist.replay.journal import MOST_SEGMENT_BYTES
 
 __all__ = ["ShardSnapshot", "SnapshotStore"]
 
@@ -206,10 +208,14 @@ class SnapshotStore:
 
     def _load(self, name: str, specs: Mapping[str, ArraySpec]) -> Rows:
         try:
-            payload = (self._directory / name).read_bytes()
+            payload = read_plain(self._directory / name, MOST_SEGMENT_BYTES)
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"replay: {self._directory / name}, which a snapshot needs, is missing"
+            ) from error
+        except OSError as error:
+            raise CheckpointError(
+                f"replay: {self._directory / name} cannot be read ({error})"
             ) from error
         try:
             return decode_rows(payload, specs)
@@ -236,8 +242,8 @@ def _number(name: str) -> int:
 
 def _read_json(path: Path) -> Any:
     try:
-        return parse_json(path.read_text())
-    except ValueError as error:
+        return parse_json(read_plain(path))
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"replay: {path} is damaged ({error}); restore it from a copy"
         ) from error

@@ -18,6 +18,7 @@ from typing import Any
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import read_plain
 from worldloom.core.specs import EnvSpec
 from worldloom_dist.replay.history import shard_folders
 from worldloom_dist.replay.imports import ImportList
@@ -106,7 +107,7 @@ def verify_run(folder: Path) -> RunFindings:
 def _read_config(path: Path, problems: list[str]) -> tuple[RunConfig | None, EnvSpec | None]:
     """The run's settings and the columns of its env."""
     try:
-        found = parse_json(path.read_text())
+        found = parse_json(read_plain(path))
         return RunConfig.from_dict(found["run"]), EnvSpec.from_dict(found["env"])
     except FileNotFoundError:
         problems.append(f"{path.name} is missing")
@@ -117,7 +118,7 @@ def _read_config(path: Path, problems: list[str]) -> tuple[RunConfig | None, Env
 
 def _read_summary(path: Path, problems: list[str], *, is_live: bool) -> _Summary | None:
     try:
-        found = parse_json(path.read_text())
+        found = parse_json(read_plain(path))
         rows = {name: int(found["rows"][name]) for name in BOOKS}
         counters = {
             name: int(found[name])

@@ -97,15 +97,18 @@ def verify_shard(folder: Path) -> ShardFindings:
     reader = _Reader(folder, columns, snapshots)
     evicted = 0
     reader.found.index = identity.get("index")
-    for record in read_journal(folder, damage):
-        if damage.evicted_segments > evicted:
-            reader.begin_anew()
-        evicted = damage.evicted_segments
-        try:
-            with reading(f"segment {record.segment}", "a record is none that a shard writes"):
-                reader.take(record)
-        except CheckpointError as error:
-            reader.found.problems.append(f"{folder}: {error}")
+    try:
+        for record in read_journal(folder, damage):
+            if damage.evicted_segments > evicted:
+                reader.begin_anew()
+            evicted = damage.evicted_segments
+            try:
+                with reading(f"segment {record.segment}", "a record is none that a shard writes"):
+                    reader.take(record)
+            except CheckpointError as error:
+                reader.found.problems.append(f"{folder}: {error}")
+    except CheckpointError as error:  # a segment that is no file
+        reader.found.problems.append(str(error))
     if not evicted:
         reader.compare_ends()
     found = reader.found

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worldloom.algorithms.registry import make_agent, make_policy
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, TrainingError
 from worldloom.core.protocol import Agent, Policy
 from worldloom.data.files_apart import FilesApart
@@ -416,10 +417,11 @@ def restore_agent(plan: Plan, checkpoint: Path, *, device: str = "cpu") -> tuple
     from worldloom.training.checkpoints import load_tree, read_manifest
 
     check_trained_env(plan, checkpoint.name, read_manifest(checkpoint)["facts"])
-    saved = load_tree(checkpoint)["learner"]
     agent = make_agent(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "agent"))
-    agent.load_state_dict(saved["agent"])
-    return agent, int(saved["train_steps"])
+    with reading(checkpoint, "holds no learner of this run"):
+        saved = load_tree(checkpoint)["learner"]
+        agent.load_state_dict(saved["agent"])
+        return agent, int(saved["train_steps"])
 
 
 def build_shard(

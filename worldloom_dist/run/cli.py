@@ -24,6 +24,7 @@ import tyro
 from worldloom.algorithms.registry import make_agent_config, own_field
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import read_plain
 from worldloom.core.program import called
 from worldloom.envs.config import TASKS_SUITE
 from worldloom.envs.tasks import with_tasks
@@ -99,7 +100,7 @@ def read_config(folder: Path) -> RunConfig:
             f"{folder} holds no run (no config.json); give the folder of an earlier run"
         )
     try:
-        found = parse_json(path.read_text())
+        found = parse_json(read_plain(path))
         if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
             raise ConfigurationError(f"{path} is not a worldloom config (no object 'run' in it)")
         return RunConfig.from_dict(found["run"])

@@ -20,6 +20,7 @@ from typing import Any
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import checked
 from worldloom.core.json_text import read_object
+from worldloom.core.plain_files import read_plain
 from worldloom_dist.run.curves import EVALUATION, History
 from worldloom_dist.run.versions import commit_of
 from worldloom_dist.run.view import last_record, read_records, read_view
@@ -173,7 +174,7 @@ def _has_settings(folder: Path) -> bool:
         return False
     try:
         return "run" in read_object(config)
-    except ValueError:
+    except (OSError, ValueError):
         return True  # whatever it was, someone should look
 
 
@@ -248,7 +249,7 @@ def _of_files(folder: Path) -> dict[str, Any]:
 
 def _started(folder: Path) -> float | None:
     path = folder / "command.txt"
-    found = STAMP.match(path.read_text(errors="replace")) if path.exists() else None
+    found = STAMP.match(read_plain(path).decode(errors="replace")) if path.exists() else None
     try:
         return time.mktime(time.strptime(found[0], "%Y-%m-%d %H:%M:%S")) if found else None
     except (ValueError, OverflowError):  # no such day

@@ -11,6 +11,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from worldloom.core.plain_files import read_plain
+
 __all__ = ["COMMIT_VARIABLE", "build_facts", "commit_of", "git_commit", "versions"]
 
 PACKAGES = (
@@ -90,5 +92,5 @@ def commit_of(run_dir: Path) -> str:
         OSError: If the file cannot be read.
     """
     path = run_dir / "versions.txt"
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    lines = read_plain(path).decode(errors="replace").splitlines() if path.exists() else []
     return next((line.removeprefix("commit ") for line in lines if line.startswith("commit ")), "")

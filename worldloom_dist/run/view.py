@@ -21,6 +21,7 @@ from typing import Any
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import checked, normalize
 from worldloom.core.json_text import parse_json, read_object
+from worldloom.core.plain_files import open_plain, plain_lines, read_tail
 from worldloom_dist.metrics.names import loss_of
 
 __all__ = [
@@ -300,26 +301,22 @@ def read_records(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]
     if not path.exists():
         return
     mark = b"" if kind is None else f'"{kind}"'.encode()
-    with path.open("rb") as file:
-        for line in file:
-            if mark not in line:
-                continue
-            try:
-                record = parse_json(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and kind in (None, record.get("kind")):
-                yield record
+    for line in plain_lines(path):
+        if mark not in line:
+            continue
+        try:
+            record = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and kind in (None, record.get("kind")):
+            yield record
 
 
 def last_record(path: Path) -> dict[str, Any]:
     """The last whole training record, looked for near the end of the file only: it may be long."""
     if not path.exists():
         return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
+    for line in reversed(read_tail(path, TAIL_BYTES).splitlines()):
         try:
             record: Any = parse_json(line)
         except ValueError:
@@ -353,7 +350,7 @@ def is_locked(path: Path) -> bool:
     if sys.platform != "linux" or not path.exists():
         return False
     question = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         try:
             answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
         except OSError:

@@ -181,3 +181,20 @@ def test_among_several_tasks_foreign_ones_alone_are_tried_in_a_thread(
     with patch.object(thread_check, "make_env") as tried:
         assert needs_main_thread(toys) == ""
     tried.assert_not_called()
+
+
+@pytest.mark.parametrize("asked", ["make", "DEFAULTS"])
+def test_a_module_that_leaves_when_it_is_asked_for_a_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    home = f"leaves_{tmp_path.name}"
+    lines = ["def __getattr__(name):", f"    if name == {asked!r}:", "        raise SystemExit(5)"]
+    lines += ["    raise AttributeError(name)"]
+    (tmp_path / f"{home}.py").write_text("\n".join(lines) + "\n")
+    install(tmp_path, "leaves", ENV_SUITES, {"leaves": home})
+    with pytest.raises(ConfigurationError, match=r"'leaves'.*SystemExit: 5"):
+        make_env(EnvConfig(env="leaves:1"), seed=1)
+    if asked == "make":
+        with pytest.raises(ConfigurationError, match=r"sys.exit\(5\)"):
+            make_env(EnvConfig(env=f"{home}:make"), seed=1)

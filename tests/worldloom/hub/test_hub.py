@@ -20,9 +20,15 @@ from tests.worldloom.export.small import saved_agent
 from tests.worldloom.hub.local_hub import TOKEN, LocalHub, serving
 from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.commands import main
-from worldloom.core.exceptions import ConfigurationError, HubError, MissingDependencyError
+from worldloom.core.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    HubError,
+    MissingDependencyError,
+)
 from worldloom.export import export_policy
 from worldloom.hub import HubAddress, located, push
+from worldloom.training.saved_agents import SavedAgent
 
 WORDS = [
     *("train", *TINY["tdmpc2:ci"], "--env", "gym:Pendulum-v1", "--env.time-limit", "20"),
@@ -86,6 +92,25 @@ def test_a_run_goes_to_the_hub_and_comes_back(
     for _ in range(3):
         np.testing.assert_array_equal(ours.act(obs), theirs.act(obs))
     assert str(theirs.path).startswith(constants.HF_HUB_CACHE)
+
+
+def test_nothing_is_shared_that_a_link_in_the_run_leads_to(
+    run: Path, hub: LocalHub, tmp_path: Path
+) -> None:
+    received = shutil.copytree(run, tmp_path / "received")
+    (tmp_path / "mine.gif").write_bytes(b"my own")
+    (received / "videos/eval-999999999-0.gif").symlink_to(tmp_path / "mine.gif")
+    push(received, "ada/film")
+    assert hub.repos["ada/film"].commits[-1][1]["film.gif"] == b"GIF89a"
+    origin = SavedAgent.read(received).origin
+    (received / "policy").mkdir()
+    (received / "policy/policy.onnx").symlink_to(tmp_path / "mine.gif")
+    exported = {"run": dict(origin), "file": "policy.onnx", "files": ["policy.onnx"]}
+    for contract in (exported, {"run": dict(origin)}, exported | {"files": [3]}):
+        (received / "policy/policy.json").write_text(json.dumps(contract))
+        with pytest.raises(CheckpointError, match="export it again"):
+            push(received, "ada/policy")
+    assert not hub.repos.get("ada/policy") or not hub.repos["ada/policy"].commits
 
 
 def test_the_card_says_score_command_and_use(run: Path, hub: LocalHub) -> None:

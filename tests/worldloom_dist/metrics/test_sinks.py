@@ -192,6 +192,28 @@ def test_a_broken_sink_is_given_up_and_the_others_go_on(caplog):
     assert "given up after 3 failures" in caplog.text
 
 
+@pytest.mark.parametrize("error", [SystemExit(7), KeyboardInterrupt(), ValueError("a\nb")])
+def test_a_sink_that_would_end_its_thread_costs_itself_only(caplog, error):
+    class Leaving(Remembering):
+        def write(self, env_steps, values) -> None:
+            raise error
+
+    def refuse():
+        raise error
+
+    good = Remembering()
+    sinks = SinkThread({"never": refuse, "leaving": Leaving, "good": lambda: good})
+    for step in range(10):
+        sinks.write(step, {})
+    sinks.close()
+    assert [step for step, _ in good.records] == list(range(10))
+    assert good.is_closed
+    assert set(sinks.given_up) == {"never", "leaving"}
+    told = [record.getMessage() for record in caplog.records]
+    assert len([text for text in told if "given up" in text]) == 2
+    assert not [text for text in told if "\n" in text]
+
+
 def test_a_password_in_an_error_is_not_logged(caplog):
     def refuse():
         raise OSError("API request to https://me:secret@host/api?write_token=abc failed")

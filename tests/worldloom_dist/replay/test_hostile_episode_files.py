@@ -5,6 +5,7 @@ take no more memory than the files let anybody expect.
 import contextlib
 import io
 import json
+import os
 import struct
 import tracemalloc
 import zipfile
@@ -296,3 +297,65 @@ def _bytes_array(data):
     file = io.BytesIO()
     np.save(file, np.frombuffer(data, np.uint8))
     return file.getvalue()
+
+
+def sources(folder, monkeypatch):
+    """A source of every format, each with a folder of its own or one file."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
+    names = [str(folder / "a.npz"), str(folder / "a.parquet"), f"rllib:{folder / 'rllib'}"]
+    names += [f"lerobot:{folder / 'lerobot'}", "minari:strange-v0"]
+    for name in names:
+        write_episode_file(name, ENV, episodes())
+    places = ("a.npz", "a.parquet", "rllib", "lerobot", "minari/strange-v0")
+    return [(name, folder / place) for name, place in zip(names, places, strict=True)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_device_among_the_files_of_a_source_is_not_waited_for(
+    tmp_path, monkeypatch, kind
+):
+    pytest.importorskip("minari")
+    for name, place in sources(tmp_path, monkeypatch):
+        files = [place, *(path for path in place.rglob("*") if place.is_dir())]
+        for path in (path for path in files if path.is_file()):
+            kept = path.read_bytes()
+            path.unlink()
+            if kind == "pipe":
+                os.mkfifo(path)
+            else:
+                path.symlink_to("/dev/zero")
+            with contextlib.suppress(*REFUSED):
+                list(open_episodes(name).episodes)
+            if path == place and path.suffix == ".npz":
+                with pytest.raises(CheckpointError):
+                    load(path)
+            path.unlink()
+            path.write_bytes(kept)
+        assert list(open_episodes(name).episodes)
+
+
+def test_what_a_parser_says_over_several_lines_is_one_sentence(good, tmp_path):
+    data = bytearray((good / "a.parquet").read_bytes())
+    size = int.from_bytes(data[-8:-4], "little")
+    told = set()
+    for place in range(len(data) - 8 - size, len(data) - 8, 3):
+        path = tmp_path / "a.parquet"
+        path.write_bytes(data[:place] + b"\xff\xff" + data[place + 2 :])
+        try:
+            drain(path)
+        except REFUSED as error:
+            told.add(str(error))
+    assert told
+    assert not [text for text in told if "\n" in text]
+
+
+@pytest.mark.parametrize("number", [float("nan"), 0.5])
+def test_a_number_of_an_episode_that_is_none_is_refused(good, tmp_path, number):
+    table = parquet.read_table(good / "a.parquet")
+    place = table.column_names.index("episode")
+    numbers = pyarrow.array([number] * table.num_rows)
+    path = tmp_path / "a.parquet"
+    parquet.write_table(table.set_column(place, "episode", numbers), path)
+    with pytest.raises(CheckpointError, match="whole numbers"):
+        drain(path)

@@ -27,7 +27,8 @@ from worldloom.algorithms.dreamerv3.spec import (
     DreamerV3AgentConfig,
     make_spec,
 )
-from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.damage import reading
+from worldloom.core.exceptions import ShapeMismatchError
 from worldloom.core.foresight import Foresight
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.protocol import TrainOutput
@@ -36,7 +37,7 @@ from worldloom.core.specs import EnvSpec
 from worldloom.nn.generators import fresh_weights, restore_generator, seeded_generator
 from worldloom.nn.optim import LaProp, LaPropConfig
 from worldloom.nn.precision import autocast
-from worldloom.nn.snapshot import check_shapes
+from worldloom.nn.snapshot import check_shapes, copy_into
 
 __all__ = ["DreamerAgent", "DreamerV3Agent", "make_agent", "make_policy"]
 
@@ -148,18 +149,13 @@ class DreamerAgent(DreamerV3Policy):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
-        try:
+        with reading("agent state", "a part is missing or of another kind"):
             check_shapes(self.all_networks.state_dict(), state["networks"])
             self.all_networks.load_state_dict(state["networks"])
             self.optimizer.load_state_dict(state["optimizer"])
-            for saved, ours in zip(state["normalizer"], self.normalizer, strict=True):
-                ours.copy_(saved)
+            copy_into("agent state: normalizer", self.normalizer, state["normalizer"])
             self.load_rng_state(state["rng"])
             restore_generator(self._train_generator, state["rng"]["train"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CheckpointError(
-                f"agent state: {error!r} is missing or of another kind"
-            ) from error
         self.refresh()
 
     @torch.no_grad()

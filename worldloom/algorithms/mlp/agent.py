@@ -26,7 +26,8 @@ from worldloom.algorithms.mlp.losses import (
 )
 from worldloom.algorithms.mlp.policy import MLPPolicy
 from worldloom.algorithms.mlp.spec import MLPAgentConfig
-from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.damage import reading
+from worldloom.core.exceptions import ShapeMismatchError
 from worldloom.core.foresight import Foresight
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.protocol import TrainOutput
@@ -36,7 +37,7 @@ from worldloom.nn.generators import restore_generator, seeded_generator
 from worldloom.nn.optim import ClippedAdam
 from worldloom.nn.returns import ReturnNormalizer
 from worldloom.nn.running_moments import RunningMoments
-from worldloom.nn.snapshot import check_shapes
+from worldloom.nn.snapshot import check_shapes, copy_into
 
 __all__ = ["MLPAgent", "make_agent", "make_policy"]
 
@@ -222,21 +223,14 @@ class MLPAgent(MLPPolicy):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
-        try:
+        with reading("agent state", "a part is missing or of another kind"):
             check_shapes(self.networks.state_dict(), state["networks"])
             for part, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][part])
             self.networks.load_state_dict(state["networks"])
-            for held, saved in zip(self.spread_state, state["spread"], strict=True):
-                held.copy_(saved)
+            copy_into("agent state: spread", self.spread_state, state["spread"])
             self.load_rng_state(state["rng"])
             restore_generator(self.train_generator, state["rng"]["train"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(
-                f"agent state: {error!r} is missing or of another kind"
-            ) from error
 
     def window_batch(self, batch: SequenceBatch) -> WindowBatch:
         """Windows [B, T+1, ...] as the losses take them; the one place where the axes are

@@ -27,6 +27,7 @@ from worldloom.algorithms.tdmpc2.spec import (
     task_discounts,
 )
 from worldloom.algorithms.tdmpc2.update import OptimizerSettings, Updater
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.foresight import Foresight
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
@@ -333,7 +334,7 @@ class TDMPC2Agent(TDMPC2Policy):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; a state of the first of several tasks is made to fit."""
-        try:
+        with reading("agent state", "a part is missing or of another kind"):
             state = grown(state, self.model.state_dict())
             _check_shapes("model", self.model.state_dict(), state["model"])
             _check_shapes("target", self.target.state_dict(), state["target"])
@@ -342,10 +343,6 @@ class TDMPC2Agent(TDMPC2Policy):
             self.target.load_state_dict(state["target"])
             self.load_rng_state(state["rng"])
             restore_generator(self._train_generator, state["rng"]["train"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"agent state: {error!r} is missing or of another kind"
-            ) from error
 
     def _update_batch(self, batch: SequenceBatch) -> UpdateBatch:
         """Windows [B, T, ...] as time-first transitions; the one place where the axes are

@@ -21,6 +21,7 @@ from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.nn.ensemble import EnsembleMLP
 from worldloom.nn.optim import adam_state, load_adam_state
 from worldloom.nn.precision import autocast
+from worldloom.nn.snapshot import copy_into
 
 __all__ = ["ModelStep", "OptimizerSettings", "Updater"]
 
@@ -237,6 +238,6 @@ class Updater:
         """
         load_adam_state(self.model_optimizer, self.model_parameters, state["model_optimizer"])
         load_adam_state(self.policy_optimizer, self.policy_parameters, state["policy_optimizer"])
-        self.scale.copy_(state["scale"])
+        copy_into("running scale", [self.scale], [state["scale"]])
         if self.leaked is not None:
-            self.leaked.copy_(state["leaked"])
+            copy_into("leaked gradients", [self.leaked], [state["leaked"]])

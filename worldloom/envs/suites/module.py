@@ -77,12 +77,13 @@ def _find(config: EnvConfig) -> Callable[..., Any]:
             raise ConfigurationError(
                 f"env {config.env!r}: no module {module_name!r}{hint}"
             ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ConfigurationError(
-                f"env {config.env!r}: {module_name} has no {attribute!r}{nearest(part, dir(found))}"
-            )
-        found = getattr(found, part)
+        for part in attribute.split("."):
+            if not hasattr(found, part):  # a module may make its names as they are asked for
+                raise ConfigurationError(
+                    f"env {config.env!r}: {module_name} has no {attribute!r}"
+                    f"{nearest(part, dir(found))}"
+                )
+            found = getattr(found, part)
     if not callable(found):
         raise ConfigurationError(
             f"env {config.env!r} is a {type(found).__name__}; it must be callable and return an env"

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
+from worldloom.core.plain_files import check_plain
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import EnvSpec
 from worldloom_dist.replay.formats.episode_rows import EpisodeFile
@@ -63,9 +64,21 @@ def open_episodes(source: str) -> EpisodeFile:
     """
     kind = _kind(source)
     with reading(source):
+        _check_files(source)
         opened = open_as(kind, source)
     opened.episodes = _guarded(source, opened.episodes)
     return opened
+
+
+def _check_files(source: str) -> None:
+    """Refuse a pipe or a device among the files of a source, which a reader would wait for."""
+    for path in source_files(source):
+        try:
+            check_plain(path)
+        except FileNotFoundError:
+            continue  # its reader says what is missing
+        except OSError as error:
+            raise CheckpointError(f"{source}: {path} cannot be read ({error.strerror})") from error
 
 
 def open_as(kind: str, source: str) -> EpisodeFile:

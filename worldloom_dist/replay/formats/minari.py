@@ -20,12 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import (
     CheckpointError,
     ConfigurationError,
     EnvFailureError,
     MissingDependencyError,
 )
+from worldloom.core.plain_files import check_plain
 from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
 from worldloom.core.specs import EnvSpec
 from worldloom_dist.replay.formats.episode_rows import EpisodeFile, bare, check_whole, gym_space
@@ -144,7 +146,8 @@ def _appearing(minari: Any, name: str) -> Iterator[None]:
         hidden.joinpath(*parts[:depth]).rename(root.joinpath(*parts[:depth]))
     except (ValueError, TypeError, AssertionError, NotImplementedError, StopIteration) as error:
         raise ConfigurationError(
-            f"minari:{name} cannot be made ({error}); choose another name, for example mine-v0"
+            f"minari:{name} cannot be made"
+            f" ({first_line(error)}); choose another name, for example mine-v0"
         ) from error
     finally:
         if before is None:
@@ -162,11 +165,17 @@ def minari_files(name: str) -> list[Path]:
 
 def _load(name: str) -> Any:
     minari = _minari()
+    from minari.storage import get_dataset_path
+
     try:
+        for path in Path(get_dataset_path(name)).rglob("*"):
+            if not path.is_dir():
+                check_plain(path)
         return minari.load_dataset(name)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(
-            f"minari:{name} cannot be read ({error}); 'minari list local' shows what is there"
+            f"minari:{name} cannot be read"
+            f" ({first_line(error)}); 'minari list local' shows what is there"
         ) from error
 
 
@@ -191,7 +200,8 @@ def _episodes(
             yield rows_from_gym(obs, action, np.asarray(episode.rewards), terminated, truncated)
     except (OSError, ValueError, KeyError, ImportError, EnvFailureError) as error:
         raise CheckpointError(
-            f"minari:{name}: damaged in the middle, or of another space than it says ({error})"
+            f"minari:{name}: damaged in the middle, or of another space than it says"
+            f" ({first_line(error)})"
         ) from error
     if infos:
         opened.notes.append(f"infos that are not used: {', '.join(sorted(map(str, infos)))}")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import (
     CheckpointError,
     ConfigurationError,
@@ -27,6 +28,7 @@ from worldloom.core.exceptions import (
     ShapeMismatchError,
 )
 from worldloom.core.json_text import parse_json
+from worldloom.core.plain_files import open_plain
 from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.spaces import ObsMapper
@@ -49,7 +51,9 @@ def read_npz(path: Path) -> EpisodeFile:
     try:
         env = _noted_env(path)
     except (*DAMAGE, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: what it says of its spaces is damaged ({error})") from error
+        raise CheckpointError(
+            f"{path}: what it says of its spaces is damaged ({first_line(error)})"
+        ) from error
     if env is not None:
         opened = EpisodeFile(env, iter(()), facts.notes)
         opened.episodes = _rows(opened, path, episodes, lambda obs: obs)
@@ -120,7 +124,7 @@ def _gym_episode(rows: Rows, obs_key: str, action_key: str, spec: ArraySpec) -> 
 
 
 def _noted_env(path: Path) -> EnvSpec | None:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with open_plain(path) as file, np.load(file, allow_pickle=False) as archive:
         if NOTE not in archive.files:
             return None
         return EnvSpec.from_dict(parse_json(archive[NOTE].tobytes()))
@@ -185,7 +189,7 @@ def _rows(
             )
     except (*DAMAGE, TypeError, IndexError, ShapeMismatchError, EnvFailureError) as error:
         raise CheckpointError(
-            f"{path}: damaged, or of another space than it says ({error})"
+            f"{path}: damaged, or of another space than it says ({first_line(error)})"
         ) from error
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import CheckpointError, MissingDependencyError, ShapeMismatchError
 from worldloom.core.files import replacing
 from worldloom.core.json_text import parse_json
@@ -40,7 +41,9 @@ def read_parquet(path: Path) -> EpisodeFile:
     try:
         file = parquet.ParquetFile(path)
     except (OSError, arrow.ArrowException) as error:
-        raise CheckpointError(f"{path}: is not a readable Parquet file ({error})") from error
+        raise CheckpointError(
+            f"{path}: is not a readable Parquet file ({first_line(error)})"
+        ) from error
     note = (file.schema_arrow.metadata or {}).get(NOTE)
     if note is None:
         raise CheckpointError(
@@ -50,7 +53,9 @@ def read_parquet(path: Path) -> EpisodeFile:
     try:
         env = EnvSpec.from_dict(parse_json(note))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its note of the spaces is damaged ({error})") from error
+        raise CheckpointError(
+            f"{path}: its note of the spaces is damaged ({first_line(error)})"
+        ) from error
     check_expansion(path, file.metadata.num_rows * sum(c.nbytes for c in env.columns().values()))
     needed = {EPISODE, *env.columns()}
     present = set(file.schema_arrow.names)
@@ -100,6 +105,8 @@ def _episodes(path: Path, file: Any, env: EnvSpec) -> Iterator[Rows]:
     try:
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
             numbers = batch.column(EPISODE).to_numpy()
+            if numbers.dtype.kind not in "iu":
+                raise ValueError(f"{EPISODE!r} must be whole numbers, got {numbers.dtype}")
             rows = {
                 name: _numpy(path, name, batch.column(name), spec) for name, spec in columns.items()
             }
@@ -111,7 +118,7 @@ def _episodes(path: Path, file: Any, env: EnvSpec) -> Iterator[Rows]:
                 number = numbers[start]
                 open_parts.append({name: value[start:stop] for name, value in rows.items()})
     except (OSError, KeyError, ValueError, arrow.ArrowException) as error:
-        raise CheckpointError(f"{path}: damaged in the middle ({error})") from error
+        raise CheckpointError(f"{path}: damaged in the middle ({first_line(error)})") from error
     if open_parts:
         yield _join(path, open_parts)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import (
     CheckpointError,
     ConfigurationError,
@@ -172,7 +173,7 @@ def unpack(item: bytes) -> Any:
     try:
         return msgpack.unpackb(item, object_hook=_unpacked, strict_map_key=False)
     except (msgpack.exceptions.UnpackException, msgpack.exceptions.ExtraData) as error:
-        raise ValueError(f"not packed by msgpack ({error})") from error
+        raise ValueError(f"not packed by msgpack ({first_line(error)})") from error
 
 
 def _unpacked(found: dict[Any, Any]) -> Any:
@@ -209,7 +210,9 @@ def _states(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
                     raise ValueError("an episode that is no mapping")
                 yield state
         except (OSError, ValueError, KeyError, TypeError, arrow.ArrowException) as error:
-            raise CheckpointError(f"{path}: holds no episodes of RLlib ({error})") from error
+            raise CheckpointError(
+                f"{path}: holds no episodes of RLlib ({first_line(error)})"
+            ) from error
 
 
 def _episodes(
@@ -230,7 +233,9 @@ def _episodes(
             unmarked += 1
             yield _rows(folder, pieces, observe, act)
     except (KeyError, ValueError, TypeError, IndexError, EnvFailureError) as error:
-        raise CheckpointError(f"rllib:{folder}: an episode cannot be read ({error})") from error
+        raise CheckpointError(
+            f"rllib:{folder}: an episode cannot be read ({first_line(error)})"
+        ) from error
     if unmarked:
         opened.notes.append(
             f"{unmarked} episodes have no end in the files; they count as truncated"
@@ -313,7 +318,7 @@ def _spaces(path: Path, state: Mapping[str, Any]) -> tuple[Any, Any]:
     try:
         return space_from_rllib(found[0]), space_from_rllib(found[1])
     except (KeyError, ValueError, TypeError, zlib.error) as error:
-        raise CheckpointError(f"{path}: its spaces cannot be read ({error})") from error
+        raise CheckpointError(f"{path}: its spaces cannot be read ({first_line(error)})") from error
 
 
 def _pyarrow() -> tuple[Any, Any]:
