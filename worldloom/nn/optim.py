@@ -23,8 +23,6 @@ __all__ = ["ClippedAdam", "LaProp", "LaPropConfig", "adam_state", "load_adam_sta
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What Adam keeps of a parameter."""
-
-
 PROGRAM = 4096
 """Elements of one program of the optimizer's kernel."""
 
