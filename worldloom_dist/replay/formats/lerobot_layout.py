@@ -284,7 +284,7 @@ def lerobot_files(text: str) -> list[Path]:
     folder, _ = split_name(text)
     read_layout(folder)
     parts = (folder / name for name in ("data", "meta", "videos"))
-    return sorted(path for part in parts for path in part.rglob("*") if path.is_file())
+    return sorted(path for part in parts for path in part.rglob("*") if not path.is_dir())
 
 
 def parquet_package() -> tuple[Any, Any]:
