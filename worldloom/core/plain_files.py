@@ -91,8 +91,9 @@ def read_open(file: BufferedReader, path: str | PathLike[str], most: int = MOST_
     Raises:
         OSError: If the file has more than ``most`` bytes.
     """
-    check_size(path, os.fstat(file.fileno()).st_size, most)
-    data = file.read(most + 1)  # it may have grown
+    size = os.fstat(file.fileno()).st_size
+    check_size(path, size, most)
+    data = file.read(size + 1)  # room for so much is made at once; one more says that it has grown
     check_size(path, len(data), most)
     return data
 

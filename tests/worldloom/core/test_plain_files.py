@@ -1,6 +1,7 @@
 """Files that are none, or far larger than what is written there: an error at once."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,14 @@ def test_what_is_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     assert read_plain(link, 8)
     with pytest.raises(OSError, match="at most 7"):
         read_plain(link, 7)
+
+
+def test_a_small_file_takes_no_more_memory_than_it_has(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"{}")
+    tracemalloc.start()
+    try:
+        assert read_plain(path) == b"{}"
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()

@@ -32,7 +32,10 @@ def test_two_gloo_ranks_equal_one_rank_with_the_joint_batch(name, tmp_path):
             alone.train_step(rank_process.batch(alone, number))
         expected = rank_process.flat(alone.state_dict())
         assert [process.wait(110) for process in processes] == [0, 0]
-    ranks = [np.load(tmp_path / f"rank{rank}.npz") for rank in range(2)]
+    ranks = []
+    for rank in range(2):
+        with np.load(tmp_path / f"rank{rank}.npz") as file:
+            ranks.append(dict(file))
     assert set(ranks[0]) == set(expected)
     for path, value in expected.items():
         assert np.array_equal(ranks[0][path], ranks[1][path]), f"{path} differs between the ranks"
