@@ -243,6 +243,19 @@ def codes() -> Row:
     return "Codes on every frame, calls of 300 B to 1.5 MB without rests", said, "rpc.json"
 
 
+def scale_of_tasks() -> Row:
+    """64 workers on ten tasks beside 64 on one."""
+    one, ten = load("scale_tasks")["runs"]
+    started = [run["all_workers_have_stored_rows_after_s"] for run in (one, ten)]
+    rates = [run["env_steps_per_s"] for run in (one, ten)]
+    said = (
+        f"all have stored rows after {started[1]:.0f} s (on one task {started[0]:.0f} s); "
+        f"{rates[1]:.0f} env steps/s (on one task {rates[0]:.0f})"
+    )
+    what = f"{ten['workers']} workers on `{ten['env']}`, beside as many on `{one['env']}`, 2 cores"
+    return what, said, "scale_tasks.json"
+
+
 def soak() -> Row:
     """Half an hour with a full replay."""
     found = load("soak")
@@ -363,6 +376,7 @@ SPEED: list[Callable[[], Row]] = [
     learner,
     shard_kills,
     scale,
+    scale_of_tasks,
     soak,
     mlp_acts,
     without_decoder,
