@@ -458,7 +458,8 @@ def make_run_of_tasks(folder, *, scores=False):
                 "task_return_mean{split=train,task=point}": 10.0,
                 "episode_return_mean{split=train}": 7.0,
             }
-            file.write(json.dumps({"kind": "train", "env_steps": step, **numbers}) + "\n")
+            place = {"env_steps": step, "train_steps": 3 * step}
+            file.write(json.dumps({"kind": "train", **place, **numbers}) + "\n")
             parts = {
                 "point": {"return_mean": step / 10, "return_std": 1.0},
                 "mirror": {"return_mean": 0.0, "return_std": 0.0},
@@ -498,6 +499,9 @@ def test_the_score_over_tasks_is_drawn_where_every_run_has_one(tmp_path):
     plot.plot_runs([scored], tmp_path / "a.svg")
     plot.plot_runs([scored, plain], tmp_path / "b.svg")
     assert scored.scored().curve(EVALUATION).values.tolist() == [90.0, 90.0]
+    for axis, steps in (("env_steps", [100.0, 200.0]), ("updates", [300.0, 600.0])):
+        assert scored.scored().curve(EVALUATION, axis).steps.tolist() == steps
+    assert scored.tasks[0].curve(EVALUATION, "updates").steps.tolist() == [300.0, 600.0]
     assert "mean score" in (tmp_path / "a.svg").read_text()
     assert "mean score" not in (tmp_path / "b.svg").read_text()
 
