@@ -51,8 +51,10 @@ def interruptible(main: Callable[P, int]) -> Callable[P, int]:
     return run
 
 
-def _is_read(stream: TextIO) -> bool:
-    """False for a pipe whose reader has gone."""
+def _is_read(stream: TextIO | None) -> bool:
+    """False for a pipe whose reader has gone; None is what Python has for a closed descriptor."""
+    if stream is None:
+        return True
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):  # no file: captured

@@ -81,3 +81,8 @@ def test_another_pipe_that_breaks_is_an_error():
 
     with pytest.raises(BrokenPipeError):
         failing()
+
+
+def test_a_command_ends_as_it_does_where_there_is_no_standard_output(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert command(3) == 3
