@@ -27,8 +27,8 @@ from worldloom.core.exceptions import (
 from worldloom.core.specs import EnvSpec
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import env_spec
-from worldloom.training.checkpoints import load_tree, save_tree
 from worldloom.training.saved_agents import SavedAgent
+from worldloom.training.tree_files import load_tree, save_tree
 
 ARCHIVE = Path(__file__).parents[1] / "data/runs-0.2.0.tar.gz"
 

@@ -11,7 +11,8 @@ from tests.worldloom_dist.local_runs import newest_state
 from tests.worldloom_dist.small_runs import SMALL, start
 from worldloom.core.exceptions import CheckpointError, TrainingError
 from worldloom.core.specs import EnvSpec
-from worldloom.training.checkpoints import CheckpointStore, read_manifest
+from worldloom.training.checkpoints import CheckpointStore
+from worldloom.training.manifests import read_manifest
 from worldloom.training.remote_checkpoints import open_store
 from worldloom_dist.evaluate import evaluate, load_policy
 from worldloom_dist.run.cli import parse

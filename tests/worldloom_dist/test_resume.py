@@ -5,6 +5,8 @@ nothing in its folder.
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 import urllib.request
 
 import pyarrow
@@ -57,6 +59,18 @@ def contents(folder) -> dict:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def test_a_run_that_goes_on_is_checked_before_torch_is_imported(made):
+    """That takes seconds, which the run's roles need."""
+    code = (
+        "import sys\nfrom worldloom_dist.launch import parse, prepare\n"
+        "plan, _, is_resumed, _ = prepare(parse(['--resume', sys.argv[1]]))\n"
+        "assert is_resumed and plan.env_spec\nassert 'torch' not in sys.modules\n"
+    )
+    words = [sys.executable, "-c", code, str(made)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def check_rows(folder) -> None:

@@ -4,7 +4,7 @@ Object stores cannot rename a folder, but they replace one object as a whole. So
 decides: data lie under names made of their checksums, which never change; the manifest that names
 them is uploaded after them, and only then is what it no longer names removed. A writer that dies
 leaves the old checkpoint or the new one. A folder without a manifest does not count. Everything
-else, checksums included, is as in :mod:`worldloom.training.checkpoints`.
+else, checksums included, is as in :mod:`worldloom.training.tree_files`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from fsspec.implementations.local import LocalFileSystem
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import expanded
 from worldloom.core.json_text import parse_json
-from worldloom.training.checkpoints import FILES, MANIFEST, CheckpointStore, load_tree, save_tree
+from worldloom.training.checkpoints import CheckpointStore
+from worldloom.training.manifests import FILES, MANIFEST
 
 __all__ = ["RemoteCheckpointStore", "open_store"]
 
@@ -95,6 +96,8 @@ class RemoteCheckpointStore(CheckpointStore):
         return is_best
 
     def _upload(self, name: str, tree: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        from worldloom.training.tree_files import save_tree
+
         with tempfile.TemporaryDirectory(prefix="wl-checkpoint-") as temporary:
             folder = Path(temporary) / name
             save_tree(folder, tree, facts)
@@ -158,6 +161,8 @@ class RemoteCheckpointStore(CheckpointStore):
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that loads, or None; a corrupt one is skipped with a warning."""
+        from worldloom.training.tree_files import load_tree
+
         for folder in self.folders():
             try:
                 return folder, load_tree(self.find(folder.name))

@@ -94,7 +94,7 @@ class TrainedRun:
 
     def _tree(self) -> tuple[Path, dict[str, Any]]:
         """The checkpoint and what it holds."""
-        from worldloom.training.checkpoints import load_tree
+        from worldloom.training.tree_files import load_tree
 
         store = self._store()
         if self.checkpoint is not None:

@@ -69,7 +69,8 @@ class SavedAgent:
             ConfigurationError: If there is nothing, or something else.
             CheckpointError: If it is damaged, or the run has no checkpoint yet.
         """
-        from worldloom.training.checkpoints import load_tree, read_manifest
+        from worldloom.training.manifests import read_manifest
+        from worldloom.training.tree_files import load_tree
 
         _check_place(path)
         if (path / MANIFEST_FILE).exists():
@@ -177,7 +178,7 @@ class SavedAgent:
             CheckpointError: If they cannot be written.
         """
         from worldloom.envs.space_json import spaces_to_json
-        from worldloom.training.checkpoints import save_tree
+        from worldloom.training.tree_files import save_tree
 
         facts: dict[str, Any] = {
             "agent": dict(self.agent),

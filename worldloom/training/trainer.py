@@ -38,12 +38,12 @@ from worldloom.training.callbacks import (
     LoggingCallback,
     ProgressCallback,
 )
-from worldloom.training.checkpoints import load_tree_file, save_tree_file
 from worldloom.training.config import TrainingConfig
 from worldloom.training.interrupts import Interruption
 from worldloom.training.resume import changes, get_rng, group_settings, pack, set_rng, unpack
 from worldloom.training.schedule import WeightAverage, rate_factor
 from worldloom.training.sources import BatchSource, IterableSource, make_source, prefetched
+from worldloom.training.tree_files import load_tree_file, save_tree_file
 
 __all__ = ["Trainer", "TrainerState", "train"]
 

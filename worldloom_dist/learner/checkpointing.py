@@ -91,7 +91,7 @@ class CheckpointWriter:
 
         Args:
             step: Names the checkpoint.
-            tree: As :func:`worldloom.training.checkpoints.save_tree` takes it; tensors may be on a
+            tree: As :func:`worldloom.training.tree_files.save_tree` takes it; tensors may be on a
                 GPU.
             facts: For its manifest.
             score: Of an evaluation: keep this checkpoint as ``best`` if no better one is there.

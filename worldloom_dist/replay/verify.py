@@ -243,7 +243,8 @@ def _checkpoints(folder: Path, findings: RunFindings) -> Iterator[tuple[str, dic
     """Name and facts of every whole checkpoint but the copy of the best; what is wrong with the
     others becomes a problem.
     """
-    from worldloom.training.checkpoints import load_tree, read_manifest
+    from worldloom.training.manifests import read_manifest
+    from worldloom.training.tree_files import load_tree
 
     for path in sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.endswith(".tmp")):
         try:

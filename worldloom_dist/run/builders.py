@@ -414,7 +414,8 @@ def restore_agent(plan: Plan, checkpoint: Path, *, device: str = "cpu") -> tuple
         CheckpointError: If the checkpoint is damaged, of another architecture, or trained in
             another env.
     """
-    from worldloom.training.checkpoints import load_tree, read_manifest
+    from worldloom.training.manifests import read_manifest
+    from worldloom.training.tree_files import load_tree
 
     check_trained_env(plan, checkpoint.name, read_manifest(checkpoint)["facts"])
     agent = make_agent(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "agent"))

@@ -76,7 +76,7 @@ def in_a_capture(module):
 patch_when_imported(
     {
         "worldloom_dist.learner.step": in_a_capture,
-        "worldloom.training.checkpoints": after_the_tensors,
+        "worldloom.training.tree_files": after_the_tensors,
         "worldloom_dist.runtime.weight_roles": while_weights_are_sent,
         "worldloom_dist.runtime.prefetcher": after_the_coordinator_has_agreed,
     }

@@ -9,7 +9,7 @@ import torch
 from worldloom.algorithms.registry import make_agent, make_agent_config
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import env_spec
-from worldloom.training.checkpoints import save_tree
+from worldloom.training.tree_files import save_tree
 
 SMALL: dict[str, dict[str, Any]] = {
     "dreamerv3:ci": {

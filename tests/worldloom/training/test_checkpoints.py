@@ -13,16 +13,11 @@ import torch
 
 from tests.worldloom.dying import DeathError, dying
 from worldloom.core.exceptions import CheckpointError
-from worldloom.training import checkpoints
-from worldloom.training.checkpoints import (
-    CheckpointStore,
-    load_tree,
-    load_tree_file,
-    read_manifest,
-    save_tree,
-    save_tree_file,
-)
+from worldloom.training import tree_files
+from worldloom.training.checkpoints import CheckpointStore
+from worldloom.training.manifests import read_manifest
 from worldloom.training.remote_checkpoints import RemoteCheckpointStore, open_store
+from worldloom.training.tree_files import load_tree, load_tree_file, save_tree, save_tree_file
 
 
 def tree() -> dict:
@@ -163,7 +158,7 @@ def test_a_file_that_is_replaced_by_a_writer_that_dies_or_fails_is_the_old_or_th
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(tree_files, "save_file", full)
     for save, place in ((save_tree_file, path), (save_tree, tmp_path / "c")):
         with pytest.raises(
             CheckpointError, match=r"could not be written .*No space left.*unchanged"

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from worldloom import create_world_model
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
 from worldloom.training import ReplayBuffer, Trainer, TrainingConfig
-from worldloom.training.checkpoints import load_tree_file, save_tree_file
 from worldloom.training.data import create_random_buffer
+from worldloom.training.tree_files import load_tree_file, save_tree_file
 
 EXAMPLES = settings(derandomize=True, max_examples=30, deadline=None)
 COUNT = sum(

@@ -12,14 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from worldloom.core.exceptions import CheckpointError
-from worldloom.training.checkpoints import (
-    CheckpointStore,
-    load_tree,
-    load_tree_file,
-    read_manifest,
-    save_tree,
-    save_tree_file,
-)
+from worldloom.training.checkpoints import CheckpointStore
+from worldloom.training.manifests import read_manifest
+from worldloom.training.tree_files import load_tree, load_tree_file, save_tree, save_tree_file
 
 TREE = {
     "learner": {

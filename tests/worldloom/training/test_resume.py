@@ -21,8 +21,8 @@ from worldloom.algorithms.configs import MLPConfig
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, TrainingError
 from worldloom.training import ReplayBuffer, Trainer, TrainingConfig, interrupts
 from worldloom.training.callbacks import CheckpointCallback, EarlyStoppingCallback, LoggingCallback
-from worldloom.training.checkpoints import load_tree_file, save_tree_file
 from worldloom.training.data import create_random_buffer
+from worldloom.training.tree_files import load_tree_file, save_tree_file
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from worldloom.algorithms.tdmpc2.networks import TDMPC2Networks
 from worldloom.algorithms.tdmpc2.spec import resolve
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, ModelNotFoundError
 from worldloom.core.specs import ArraySpec, EnvSpec
-from worldloom.training.checkpoints import load_tree
+from worldloom.training.tree_files import load_tree
 
 ARCHIVE = Path(__file__).parents[2] / "data/runs-0.2.0.tar.gz"
 NAMES = ("local-dreamerv3", "local-tdmpc2")

@@ -33,7 +33,8 @@ def test_the_newest_few_and_the_best_are_kept(where, tmp_path):
     folder, found = store.newest()
     assert (folder.name, found["n"], found["w"].tolist()) == ("step-000000000003", 3, [3.0] * 3)
     assert store.size(folder) > 12
-    from worldloom.training.checkpoints import load_tree, read_manifest
+    from worldloom.training.manifests import read_manifest
+    from worldloom.training.tree_files import load_tree
 
     best = store.find("best")
     assert load_tree(best)["n"] == 2

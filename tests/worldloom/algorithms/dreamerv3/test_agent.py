@@ -23,7 +23,7 @@ from worldloom.core.exceptions import CheckpointError, ConfigurationError, Shape
 from worldloom.core.pixel_text import GAP, HEIGHT, text_size
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.specs import ArraySpec, EnvSpec
-from worldloom.training.checkpoints import load_tree, save_tree
+from worldloom.training.tree_files import load_tree, save_tree
 
 SPACES = [(obs, "Discrete") for obs in OBS_SPACES] + [
     ("vector", action) for action in ACTION_SPACES if action != "Discrete"
