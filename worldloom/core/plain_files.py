@@ -17,7 +17,7 @@ __all__ = [
     "MOST_BYTES",
     "check_plain",
     "check_size",
-    "lies_here",
+    "lies_in",
     "open_plain",
     "plain_lines",
     "read_open",
@@ -64,11 +64,12 @@ def _check_mode(path: str | PathLike[str], mode: int) -> None:
         raise OSError(errno.EINVAL, NO_FILE, os.fspath(path))
 
 
-def lies_here(path: Path) -> bool:
-    """True for a regular file that lies there itself. What is shown or shared of a folder that was
-    received must be no link: it could lead to any file of whom it is shown by.
+def lies_in(folder: Path, path: Path) -> bool:
+    """True for a regular file below ``folder`` to which no link in it leads. What is shown or
+    shared of a folder that was received lies in it: a link, of a file or of a folder on the way,
+    could lead to any file of whom it is shown by.
     """
-    return path.is_file() and not path.is_symlink()
+    return path.is_file() and path.resolve() == folder.resolve() / path.relative_to(folder)
 
 
 def read_plain(path: str | PathLike[str], most: int = MOST_BYTES) -> bytes:
@@ -117,8 +118,8 @@ def plain_lines(path: str | PathLike[str], start: int = 0) -> Iterator[bytes]:
     """
     with open_plain(path) as file:
         file.seek(start)
-        while line := file.readline(LINE_BYTES):
-            if len(line) == LINE_BYTES:
+        while line := file.readline(LINE_BYTES + 1):
+            if len(line) > LINE_BYTES:
                 text = f"has a line of more than {LINE_BYTES:,} bytes"
                 raise OSError(errno.EFBIG, text, os.fspath(path))
             yield line

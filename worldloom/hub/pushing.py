@@ -26,7 +26,7 @@ from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.files import expanded, write_json
 from worldloom.core.json_text import parse_json
-from worldloom.core.plain_files import lies_here, read_plain
+from worldloom.core.plain_files import lies_in, read_plain
 from worldloom.distributed import distributed
 from worldloom.export import contract
 from worldloom.export.exporting import CONTRACT, FILES, PARITY, RUNNER
@@ -207,7 +207,7 @@ def _fill(
         curve = _curve(staging, run.folder)
         film = _film(staging, run.folder)
         command = _command(run.folder)
-        versions = _text(run.folder / "versions.txt")
+        versions = _text(run.folder, "versions.txt")
     saved.write(folder)
     described, has_onnx = _contract(staging, saved, run, folder)
     card = Card(
@@ -259,7 +259,7 @@ def _contract(
     if exported is not None and all(made_of.get(key) == saved.origin.get(key) for key in SAME):
         with reading(exported, "is no whole export of a policy; export it again"):
             for name in found["files"]:
-                if not lies_here(exported / Path(name).name):
+                if not lies_in(run.folder, exported / Path(name).name):
                     raise ValueError(f"{Path(name).name} is missing, or no file that lies there")
                 shutil.copyfile(exported / Path(name).name, staging.place / Path(name).name)
             return found, found["file"] == FILES["onnx"]
@@ -290,7 +290,7 @@ def _film(staging: _Staging, run: Path) -> str:
     films = [
         path
         for path in (run / "videos").glob("*")
-        if path.suffix in FILMS and not path.name.startswith("open_loop") and lies_here(path)
+        if path.suffix in FILMS and not path.name.startswith("open_loop") and lies_in(run, path)
     ]
     if not films:
         return ""
@@ -305,7 +305,7 @@ def _film(staging: _Staging, run: Path) -> str:
 
 def _command(run: Path) -> str:
     """How the run was started, and gone on with, without what belongs to its machine."""
-    lines = _text(run / "command.txt").splitlines()
+    lines = _text(run, "command.txt").splitlines()
     commands = (_portable(line.partition("  ")[2] or line) for line in lines)
     return "\n".join(dict.fromkeys(commands))
 
@@ -338,9 +338,11 @@ def _file_names(sources: str) -> str:
     return ",".join(re.sub(r"[^:]*/", "", path) + mark + query for path, mark, query in names)
 
 
-def _text(path: Path) -> str:
+def _text(run: Path, name: str) -> str:
+    if not lies_in(run, run / name):
+        return ""
     try:
-        return read_plain(path).decode()
+        return read_plain(run / name).decode()
     except (OSError, ValueError):
         return ""
 

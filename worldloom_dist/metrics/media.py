@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from worldloom.core.plain_files import lies_here
+from worldloom.core.plain_files import lies_in
 
 __all__ = ["PICTURES", "VIDEOS", "MediaWatch", "Medium", "Subject", "is_half_written", "subject_of"]
 
@@ -111,12 +111,10 @@ class MediaWatch:
 
     def _files(self) -> list[Path]:
         known = {*PICTURES, *VIDEOS}
-        return (
-            [
-                path
-                for path in self._folder.glob("*")
-                if path.suffix.lower() in known and not is_half_written(path) and lies_here(path)
-            ]
-            if self._folder.is_dir()
-            else []
-        )
+        return [
+            path
+            for path in (self._folder.glob("*") if self._folder.is_dir() else ())
+            if path.suffix.lower() in known
+            and not is_half_written(path)
+            and lies_in(self._folder.parent, path)
+        ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.json_text import parse_json, read_object
-from worldloom.core.plain_files import plain_lines, read_plain, read_tail
+from worldloom.core.plain_files import lies_in, plain_lines, read_plain, read_tail
 from worldloom_dist.metrics.names import key_of, loss_of, split_key
 from worldloom_dist.page.videos import videos_of
 from worldloom_dist.run.curves import AXES, EVALUATION, TRAINING, History
@@ -196,8 +196,6 @@ class RunState:
     def _run(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What was asked for."""
         run = config["run"]
-        command = self._folder / "command.txt"
-        versions = self._folder / "versions.txt"
         return {
             "name": self._folder.name,
             "typed": shlex.quote(str(self._folder)),
@@ -207,8 +205,8 @@ class RunState:
             "eval_videos": run.get("eval_videos", 0),
             "settings": {name: run[name] for name in SETTINGS if run.get(name) is not None},
             "changed": dict(run.get("agent_overrides", {})),
-            "command": _lines(command)[-1:],
-            "versions": _lines(versions),
+            "command": self._lines("command.txt")[-1:],
+            "versions": self._lines("versions.txt"),
             "tasks": self._tasks(config),
         }
 
@@ -288,20 +286,20 @@ class RunState:
                 found.append({"count": rows[name], "what": what})
         return found
 
+    def _lines(self, name: str) -> list[str]:
+        """Of a text file; none where there is none."""
+        path = self._folder / name
+        if not lies_in(self._folder, path):
+            return []
+        return read_plain(path).decode(errors="replace").strip().splitlines()
+
     def _log(self) -> list[str]:
         """The last lines of ``console.log``."""
         path = self._folder / "console.log"
-        if not path.exists():
+        if not lies_in(self._folder, path):
             return []
         lines = read_tail(path, LOG_BYTES).decode(errors="replace").splitlines()
         return lines[1:] if path.stat().st_size > LOG_BYTES else lines
-
-
-def _lines(path: Path) -> list[str]:
-    """Of a text file; none where there is none."""
-    if not path.exists():
-        return []
-    return read_plain(path).decode(errors="replace").strip().splitlines()
 
 
 def _faults_of_evaluation(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from worldloom.core.plain_files import lies_here
+from worldloom.core.plain_files import lies_in
 from worldloom_dist.metrics.media import is_half_written, subject_of
 
 __all__ = ["TYPES", "video_path", "videos_of"]
@@ -27,7 +27,11 @@ def videos_of(folder: Path, *, is_live: bool = True) -> list[dict[str, Any]]:
     """
     found = []
     for path in folder.glob("*") if folder.is_dir() else ():
-        if path.suffix.lower() not in TYPES or is_half_written(path) or not lies_here(path):
+        if (
+            path.suffix.lower() not in TYPES
+            or is_half_written(path)
+            or not lies_in(folder.parent, path)
+        ):
             continue
         try:
             stat = path.stat()
@@ -56,7 +60,7 @@ def video_path(folder: Path, name: str) -> Path | None:
     """The video of a name; None for what is none, or lies elsewhere."""
     path = folder / name
     is_plain = name == path.name and path.suffix.lower() in TYPES
-    return path if is_plain and lies_here(path) else None
+    return path if is_plain and lies_in(folder.parent, path) else None
 
 
 def _kind_and_caption(stem: str) -> tuple[str, str]:

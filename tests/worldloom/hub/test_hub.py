@@ -100,8 +100,18 @@ def test_nothing_is_shared_that_a_link_in_the_run_leads_to(
     received = shutil.copytree(run, tmp_path / "received")
     (tmp_path / "mine.gif").write_bytes(b"my own")
     (received / "videos/eval-999999999-0.gif").symlink_to(tmp_path / "mine.gif")
+    (tmp_path / "mine.txt").write_text("my own secret")
+    for name in ("versions.txt", "command.txt"):
+        (received / name).unlink()
+        (received / name).symlink_to(tmp_path / "mine.txt")
     push(received, "ada/film")
-    assert hub.repos["ada/film"].commits[-1][1]["film.gif"] == b"GIF89a"
+    files = hub.repos["ada/film"].commits[-1][1]
+    assert files["film.gif"] == b"GIF89a"
+    assert b"my own" not in b"".join(files.values())
+    (received / "videos").rename(tmp_path / "videos")
+    (received / "videos").symlink_to(tmp_path / "videos")
+    push(received, "ada/film")
+    assert "film.gif" not in hub.repos["ada/film"].commits[-1][1]
     origin = SavedAgent.read(received).origin
     (received / "policy").mkdir()
     (received / "policy/policy.onnx").symlink_to(tmp_path / "mine.gif")

@@ -84,6 +84,20 @@ def test_nothing_else_of_the_folder_is_served_and_nothing_is_taken(tmp_path):
             assert ask(url + "/run.json", method)[0] == 404
 
 
+def test_nothing_is_shown_that_a_link_in_the_folder_leads_to(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (tmp_path / "mine.txt").write_text("first\nmy own secret\n")
+    for name in ("console.log", "command.txt", "versions.txt"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(tmp_path / "mine.txt")
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "best-0.gif").write_bytes(b"GIF89a my own")
+    (folder / "videos").symlink_to(tmp_path / "films")
+    with served(folder) as url:
+        assert b"my own" not in ask(url + "/run.json")[2]
+        assert ask(url + "/videos/best-0.gif")[0] == 404
+
+
 def test_the_password_of_the_metrics_guards_the_page(tmp_path):
     folder = write_run(tmp_path / "run")
     with served(folder, "user:s3cret-word") as url:
