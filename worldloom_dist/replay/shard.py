@@ -521,7 +521,8 @@ class ReplayShard:
         if snapshot.mutable_file:
             specs = {column: self.columns[column] for column in self._mutable}
             with reading(snapshot.mutable_file, "holds columns of other rows"):
-                found = self._files.load_mutable(snapshot.mutable_file, specs)
+                num_rows = self.rows.buffer.next_row
+                found = self._files.load_mutable(snapshot.mutable_file, specs, num_rows)
                 self.rows.buffer.write_back(*found)
 
     def _restore_weights(self, name: str) -> None:

@@ -31,6 +31,8 @@ WEIGHTS = {
 }
 
 
+ENCODING_BYTES = 2**20
+"""What encoded rows may take beside their columns."""
 LARGEST = 2**62
 NUMBERED = re.compile(r"(mutable|weights)-(\d+)\.rows")
 """Files are numbered: a clock may be set back. Versions before 0.5 took nanoseconds for the
@@ -131,14 +133,21 @@ class SnapshotStore:
         return name
 
     def load_mutable(
-        self, name: str, specs: Mapping[str, ArraySpec]
+        self, name: str, specs: Mapping[str, ArraySpec], num_rows: int
     ) -> tuple[npt.NDArray[np.int64], Rows]:
         """Inverse of :meth:`save_mutable`.
+
+        Args:
+            name: Of the file.
+            specs: Of its columns.
+            num_rows: Rows that the shard has ever had, which the file cannot exceed.
 
         Raises:
             CheckpointError: If the file is missing or damaged.
         """
-        columns = self._load(name, {"row_id": ArraySpec((), "int64"), **specs})
+        stored = {"row_id": ArraySpec((), "int64"), **specs}
+        row_bytes = sum(spec.nbytes for spec in stored.values())
+        columns = self._load(name, stored, ENCODING_BYTES + 2 * num_rows * row_bytes)
         return columns.pop("row_id"), columns
 
     def save_weights(self, starts: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]) -> str:
@@ -165,7 +174,7 @@ class SnapshotStore:
         Raises:
             CheckpointError: If the file is missing or damaged.
         """
-        columns = self._load(name, WEIGHTS)
+        columns = self._load(name, WEIGHTS, MOST_SEGMENT_BYTES)
         with reading(f"replay: {self._directory / name}", "is damaged"):
             parts = int(columns["part"][-1]) + 1
             starts = columns["row_id"].reshape(parts, -1)[0, :-1]
@@ -206,9 +215,9 @@ class SnapshotStore:
         if self._fsync:
             sync(path.parent)
 
-    def _load(self, name: str, specs: Mapping[str, ArraySpec]) -> Rows:
+    def _load(self, name: str, specs: Mapping[str, ArraySpec], most_bytes: int) -> Rows:
         try:
-            payload = read_plain(self._directory / name, MOST_SEGMENT_BYTES)
+            payload = read_plain(self._directory / name, most_bytes)
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"replay: {self._directory / name}, which a snapshot needs, is missing"

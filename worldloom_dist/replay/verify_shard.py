@@ -119,7 +119,7 @@ def verify_shard(folder: Path) -> ShardFindings:
         found.problems.append(
             f"{folder / 'shard.json'}: was changed, or written by another version"
         )
-    found.problems += _mark_problems(folder, columns, reader.complaints())
+    found.problems += _mark_problems(folder, columns, found.inserted, reader.complaints())
     return found
 
 
@@ -306,7 +306,10 @@ def _snapshots(folder: Path) -> list[ShardSnapshot]:
 
 
 def _mark_problems(
-    folder: Path, columns: dict[str, ArraySpec], complaints: Iterator[tuple[ShardSnapshot, str]]
+    folder: Path,
+    columns: dict[str, ArraySpec],
+    num_rows: int,
+    complaints: Iterator[tuple[ShardSnapshot, str]],
 ) -> Iterator[str]:
     """What is wrong with snapshots, and with the files that they name, and with the newest
     priorities.
@@ -319,7 +322,8 @@ def _mark_problems(
             found.append((snapshot, f"{folder}: {complaint}"))
         try:
             if snapshot.mutable_file:
-                files.load_mutable(snapshot.mutable_file, {name: columns[name] for name in mutable})
+                specs = {name: columns[name] for name in mutable}
+                files.load_mutable(snapshot.mutable_file, specs, num_rows)
             if snapshot.weights_file:
                 files.load_weights(snapshot.weights_file)
         except (CheckpointError, ShapeMismatchError) as error:

@@ -3,7 +3,11 @@
 import time
 
 import numpy as np
+import pytest
 
+from worldloom.core.exceptions import CheckpointError
+from worldloom.core.specs import ArraySpec
+from worldloom_dist.replay import journal, snapshots
 from worldloom_dist.replay.snapshots import ShardSnapshot, SnapshotStore
 
 
@@ -52,3 +56,22 @@ def test_a_name_that_a_snapshot_has_is_not_given_again(tmp_path):
     store.set_snapshots([first])
     (tmp_path / first.weights_file).unlink()
     assert SnapshotStore(tmp_path, 2).save_weights(*weights(2)) != first.weights_file
+
+
+def test_columns_of_all_rows_may_be_larger_than_a_segment_and_no_larger_than_the_rows(
+    tmp_path, monkeypatch
+):
+    for module in (journal, snapshots):
+        monkeypatch.setattr(module, "MOST_SEGMENT_BYTES", 2**16)
+    monkeypatch.setattr(snapshots, "ENCODING_BYTES", 2**12)
+    specs = {"latent": ArraySpec((1000,), "float32")}
+    latents = np.random.default_rng(0).normal(size=(100, 1000)).astype(np.float32)
+    store = SnapshotStore(tmp_path, 2)
+    name = store.save_mutable(np.arange(100), {"latent": latents})
+    row_ids, columns = store.load_mutable(name, specs, 100)
+    np.testing.assert_array_equal(row_ids, np.arange(100))
+    np.testing.assert_array_equal(columns["latent"], latents)
+    with (tmp_path / name).open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(CheckpointError, match="has at most"):
+        store.load_mutable(name, specs, 100)
