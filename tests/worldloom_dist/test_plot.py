@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.worldloom_dist.written_runs import write_run
+from worldloom.core.exceptions import ConfigurationError
 from worldloom.evaluation.seeds import bootstrap_interval
 from worldloom_dist import plot
 from worldloom_dist.plot import Curve, combine, find_published, iqm, read_run
@@ -480,6 +481,81 @@ def test_each_task_of_a_run_has_its_own_curve_over_its_own_env_steps(tmp_path):
     assert mirror.curve(EVALUATION).steps.tolist() == [25.0, 50.0]
     assert mirror.curve(TRAINING) is None
     assert run.curve(EVALUATION).values.tolist() == [5.0, 10.0]
+
+
+def test_a_share_that_falls_for_a_moment_loses_no_evaluation(tmp_path):
+    """On Ray the decisions of a task are counted a little after the env steps."""
+    folder = make_run_of_tasks(tmp_path / "a")
+
+    def train(env_steps, point, mirror):
+        numbers = {
+            "task_agent_steps_total{task=point}": point,
+            "task_agent_steps_total{task=mirror}": mirror,
+            "episode_return_mean{split=train}": 7.0,
+        }
+        return {"kind": "train", "env_steps": env_steps, "train_steps": env_steps, **numbers}
+
+    evaluation = {"tasks": {"point": {"return_mean": 3.0}}, "return_mean": 1.0}
+    records = [
+        train(20_000, 5_000, 14_800),
+        {"kind": "eval", "env_steps": 20_050, **evaluation},
+        train(20_500, 5_000, 15_300),
+    ]
+    lines = [json.dumps(record) + "\n" for record in records]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    point = read_run(folder).tasks[0]
+    assert point.curve(EVALUATION).values.tolist() == [3.0]
+    back = [train(10_000, 2_500, 7_500), {"kind": "eval", "env_steps": 10_000, **evaluation}]
+    lines += [json.dumps(record) + "\n" for record in back]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    point = read_run(folder).tasks[0]
+    assert point.curve(EVALUATION).steps.tolist() == [2_500.0], "went on from a checkpoint"
+
+
+def with_settings(folder, **settings):
+    config = json.loads((folder / "config.json").read_text())
+    for name, task in config["run"]["env"]["tasks"].items():
+        task["settings"] = settings.get(name, {})
+    (folder / "config.json").write_text(json.dumps(config))
+    return read_run(folder)
+
+
+def test_tasks_of_other_settings_are_no_seeds_of_each_other(tmp_path):
+    short = with_settings(make_run_of_tasks(tmp_path / "a"), point={"time_limit": 10})
+    long = with_settings(make_run_of_tasks(tmp_path / "b"), point={"time_limit": 20})
+    for runs in ([short, long], [short.tasks[0], long.tasks[0]]):
+        (both,) = experiments_of(runs).values()
+        assert len(both) == 2
+    assert "time_limit 10" in both[0].label
+    (mirrors,) = experiments_of([short.tasks[1], long.tasks[1]]).values()
+    assert [len(one.runs) for one in mirrors] == [2]
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [[1], {"point": "toy:point"}, {"point": {}}, {"point": {"env": "toy:p", "settings": 3}}],
+)
+def test_damaged_tasks_are_one_sentence(tmp_path, tasks):
+    folder = make_run_of_tasks(tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    config["run"]["env"]["tasks"] = tasks
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigurationError, match="holds no run"):
+        read_run(folder)
+
+
+def test_records_of_tasks_that_are_none_are_passed_over(tmp_path):
+    folder = make_run_of_tasks(tmp_path / "a")
+    odd = {"task_agent_steps_total{task=point}": "many", "episode_return_mean{split=train}": 7.0}
+    records = [
+        {"kind": "train", "env_steps": 100, **odd},
+        {"kind": "eval", "env_steps": 100, "return_mean": 1.0, "tasks": [3]},
+        {"kind": "eval", "env_steps": 200, "return_mean": 2.0, "tasks": {"point": 3}},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    run = read_run(folder)
+    assert run.curve(EVALUATION).values.tolist() == [1.0, 2.0]
+    assert run.tasks[0].curve(TRAINING) is None
 
 
 def test_a_picture_of_several_tasks_has_a_panel_for_each_beside_runs_of_one(tmp_path):

@@ -198,11 +198,14 @@ def read_run(folder: Path) -> Run:
             "settings": _flat(flat),
         }
         facts["settings"].pop("env.env")  # which is `env`
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tasks = {
+            name: _Task(str(task["env"]), dict(task.get("settings") or {}), task.get("score"))
+            for name, task in (run["env"].get("tasks") or {}).items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(
             f"{folder} holds no run ({type(error).__name__}); give a folder that a run writes to"
         ) from error
-    tasks = run["env"].get("tasks") or {}
     try:
         history = History(is_offline=is_offline).add_all(read_records(folder / "metrics.jsonl"))
     except OSError as error:
@@ -234,17 +237,27 @@ def read_run(folder: Path) -> Run:
     return _with_tasks(whole, tasks) if tasks else whole
 
 
-def _with_tasks(run: Run, tasks: Mapping[str, Any]) -> Run:
-    """A run of several tasks: with each of them as a run alone."""
+@dataclass(frozen=True)
+class _Task:
+    """One of several, as ``config.json`` has it."""
+
+    env: str
+    settings: dict[str, Any]
+    score: Any
+
+
+def _with_tasks(run: Run, tasks: Mapping[str, _Task]) -> Run:
+    """A run of several tasks: with each of them as a run alone, under its own settings."""
     settings = {k: v for k, v in run.settings.items() if not k.startswith("env.tasks.")}
     settings["tasks"] = ", ".join(tasks)
+    of_all = {name: task.settings | {"score": task.score} for name, task in tasks.items()}
     path = run.folder / "metrics.jsonl"
     histories = histories_of_tasks(read_records(path), tasks)
     parts = tuple(
         dataclasses.replace(
             run,
-            env=task["env"],
-            settings=settings,
+            env=task.env,
+            settings=settings | _flat({"env": task.settings}),
             history=histories[name],
         )
         for name, task in tasks.items()
@@ -252,7 +265,7 @@ def _with_tasks(run: Run, tasks: Mapping[str, Any]) -> Run:
     scores = history_of_scores(read_records(path))
     return dataclasses.replace(
         run,
-        settings=settings,
+        settings=settings | _flat({"tasks": of_all}),
         tasks=parts,
         scores=scores if scores.evaluations else None,
         measure="mean return",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from worldloom_dist.metrics.names import key_of
-from worldloom_dist.run.curves import TRAIN_RETURN, History
+from worldloom_dist.run.curves import TRAIN_RETURN, History, finite_number
 
 __all__ = ["histories_of_tasks", "history_of_scores"]
 
@@ -26,24 +26,33 @@ def histories_of_tasks(
     """
     found = {task: History() for task in tasks}
     shares = dict.fromkeys(found, 1 / max(1, len(found)))
+    places = dict.fromkeys(found, 0.0)
+    before = 0.0
     for record in records:
-        if not isinstance(record.get("env_steps"), int | float):
+        env_steps = finite_number(record.get("env_steps"))
+        if env_steps is None:
             continue
         decisions = {
-            task: record.get(key_of("task_agent_steps_total", task=task)) or 0 for task in found
+            task: finite_number(record.get(key_of("task_agent_steps_total", task=task))) or 0.0
+            for task in found
         }
         if total := sum(decisions.values()):
             shares = {task: count / total for task, count in decisions.items()}
         for task, history in found.items():
-            env_steps = record["env_steps"] * shares[task]
-            history.add({**_of_task(record, task), "env_steps": env_steps})
+            place = env_steps * shares[task]
+            # tasks are counted a little later than steps: a share that falls takes nothing back
+            places[task] = place if env_steps < before else max(place, places[task])
+            history.add({**_of_task(record, task), "env_steps": places[task]})
+        before = env_steps
     return found
 
 
 def _of_task(record: Mapping[str, Any], task: str) -> dict[str, Any]:
     own = _place(record)
     if record.get("kind") == "eval":
-        return own | dict((record.get("tasks") or {}).get(task) or {})
+        tasks = record.get("tasks")
+        result = tasks.get(task) if isinstance(tasks, Mapping) else None
+        return own | dict(result) if isinstance(result, Mapping) else own
     value = record.get(key_of("task_return_mean", split="train", task=task))
     return own if value is None else own | {TRAIN_RETURN: value}
 
@@ -59,5 +68,6 @@ def history_of_scores(records: Iterable[Mapping[str, Any]]) -> History:
         if record.get("kind") != "eval":
             history.add(_place(record))
         elif "score" in record:
-            history.add({**record, "return_mean": record["score"], "return_std": 0.0})
+            score = {name: record[name] for name in record if name != "return_std"}
+            history.add({**score, "return_mean": record["score"]})
     return history

@@ -18,7 +18,17 @@ import numpy as np
 
 from worldloom_dist.metrics.names import loss_of
 
-__all__ = ["AXES", "EVALUATION", "TRAINING", "TRAIN_RETURN", "Axis", "Curve", "History", "Row"]
+__all__ = [
+    "AXES",
+    "EVALUATION",
+    "TRAINING",
+    "TRAIN_RETURN",
+    "Axis",
+    "Curve",
+    "History",
+    "Row",
+    "finite_number",
+]
 
 TRAINING = "training return"
 EVALUATION = "evaluation return"
@@ -102,7 +112,7 @@ class History:
     def add(self, record: Mapping[str, Any]) -> None:
         """Take a record; one that is none of a run is passed over."""
         if record.get("kind") == "eval":
-            if _number(record.get("env_steps")) is not None:
+            if finite_number(record.get("env_steps")) is not None:
                 self._forget_evaluations(record["env_steps"])
                 self.evaluations.append(record)
             return
@@ -167,9 +177,9 @@ class History:
 
     def _evaluation(self, axis: str) -> Curve:
         points = {
-            place: (mean, _number(record.get("return_std")))
+            place: (mean, finite_number(record.get("return_std")))
             for record in self.evaluations
-            if (mean := _number(record.get("return_mean"))) is not None
+            if (mean := finite_number(record.get("return_mean"))) is not None
             and (place := self.place(float(record["env_steps"]), axis)) is not None
         }
         steps = sorted(points)
@@ -178,17 +188,17 @@ class History:
         return Curve(np.array(steps, float), means, means - spread, means + spread)
 
     def _row(self, record: Mapping[str, Any]) -> Row | None:
-        env_steps = _number(record.get("env_steps"))
+        env_steps = finite_number(record.get("env_steps"))
         if env_steps is None:
             return None
-        stamp = _number(record.get("time"))
-        seconds = _number(record.get("wall_time_s"))
+        stamp = finite_number(record.get("time"))
+        seconds = finite_number(record.get("wall_time_s"))
         if seconds is None and stamp is not None:  # records of earlier versions: with the pauses
             self._began = stamp if self._began is None else self._began
             seconds = stamp - self._began
         return Row(
             env_steps,
-            _number(record.get("train_steps")) or 0.0,
+            finite_number(record.get("train_steps")) or 0.0,
             (seconds or 0.0) / 3600,
             dict(_curves_of(record)),
         )
@@ -212,7 +222,7 @@ class History:
 def _curves_of(record: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
     """Name and value of what is drawn; null stands for what was not finite."""
     for key, value in record.items():
-        number = _number(value)
+        number = finite_number(value)
         if number is None:
             continue
         if key == TRAIN_RETURN:
@@ -229,7 +239,8 @@ def _lowest_from(numbers: list[float]) -> list[float]:
     return found
 
 
-def _number(value: Any) -> float | None:
+def finite_number(value: Any) -> float | None:
+    """The value of a record as a number; None for any other, or one that is not finite."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and math.isfinite(value) else None
 
