@@ -256,7 +256,11 @@ def _contract(
     found = {} if exported is None else _read(exported / CONTRACT)
     made_of = found.get("run") or {}
     made_of = made_of if isinstance(made_of, dict) else {}
-    if exported is not None and all(made_of.get(key) == saved.origin.get(key) for key in SAME):
+    if (
+        run is not None
+        and exported is not None
+        and all(made_of.get(key) == saved.origin.get(key) for key in SAME)
+    ):
         with reading(exported, "is no whole export of a policy; export it again"):
             for name in found["files"]:
                 if not lies_in(run.folder, exported / Path(name).name):

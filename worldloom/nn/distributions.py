@@ -67,7 +67,8 @@ def two_hot(value: Tensor, bins: Tensor) -> TwoHotTarget:
     if has_kernels(value.device) and not value.requires_grad:
         index = torch.empty(*value.shape, 2, dtype=torch.int64, device=value.device)
         weight = torch.empty(*value.shape, 2, device=value.device)
-        kernel("two_hot_weights")(value.reshape(-1), bins, index.view(-1, 2), weight.view(-1, 2))
+        flat = value.contiguous().view(-1)  # of columns of a matrix reshape gives a view with gaps
+        kernel("two_hot_weights")(flat, bins, index.view(-1, 2), weight.view(-1, 2))
         return TwoHotTarget(index[..., 0], index[..., 1], weight[..., 0], weight[..., 1])
     last = len(bins) - 1
     above = torch.searchsorted(bins, value.contiguous(), right=True)

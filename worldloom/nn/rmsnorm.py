@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldloom.nn.kernels import ceil, has_kernels, kernel, rows_per_program
+from worldloom.nn.kernels import cdiv, has_kernels, kernel, rows_per_program
 
 __all__ = [
     "RMS_EPS",
@@ -142,7 +142,7 @@ def _kernel_gradients(grad: Tensor, x: Tensor, scale: Tensor, eps: float) -> tup
     rows = _as_rows(x)
     d_x = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
     count, width = rows.shape[1:]
-    parts = ceil(count, rows_per_program(count, width))
+    parts = cdiv(count, rows_per_program(count, width))
     d_scale = torch.empty(1, parts, width, device=x.device)
     kernel("norm_silu_gradient")(_as_rows(grad), rows, scale.unsqueeze(0), d_x, d_scale, eps, False)
     return d_x.view(x.shape), d_scale.sum((0, 1))

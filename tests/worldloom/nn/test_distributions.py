@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from worldloom.nn import distributions
 from worldloom.nn.distributions import (
     bounded_normal,
     sample_classes,
@@ -93,3 +94,12 @@ def test_a_value_that_is_not_finite_has_no_weights() -> None:
         assert torch.isfinite(weights[:, 1]).all()
     beyond = two_hot(torch.tensor([1e30, -1e30]), bins)
     assert (beyond.low.tolist(), beyond.weight_low.tolist()) == ([14, 0], [0.5, 0.5])
+
+
+def test_a_kernel_is_given_values_without_gaps(monkeypatch) -> None:
+    given = []
+    monkeypatch.setattr(distributions, "has_kernels", lambda device: True)
+    monkeypatch.setattr(distributions, "kernel", lambda name: lambda value, *_: given.append(value))
+    two_hot(torch.arange(8.0).view(4, 2)[:, :1], symexp_bins(21))
+    assert given[0].tolist() == [0.0, 2.0, 4.0, 6.0]
+    assert given[0].is_contiguous()

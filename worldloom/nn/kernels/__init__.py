@@ -7,7 +7,7 @@ each computes, ``triton_cell`` and ``triton_losses`` compute it, ``launches`` cu
 """
 
 from worldloom.nn.kernels.availability import has_kernels
-from worldloom.nn.kernels.grids import ceil, rows_per_program
+from worldloom.nn.kernels.grids import cdiv, rows_per_program
 from worldloom.nn.kernels.ops import kernel
 
-__all__ = ["ceil", "has_kernels", "kernel", "rows_per_program"]
+__all__ = ["cdiv", "has_kernels", "kernel", "rows_per_program"]

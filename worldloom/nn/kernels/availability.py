@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import logging
 import os
 
@@ -11,7 +12,7 @@ import torch
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.nn.kernels.ops import LAUNCHES
-from worldloom.nn.kernels.trial import cases, difference
+from worldloom.nn.kernels.trial import USED, Sizes, cases, difference
 
 __all__ = ["SWITCH", "has_kernels", "kernel_problem"]
 
@@ -63,8 +64,8 @@ def kernel_problem(device: torch.device) -> str:
     """What keeps the kernels from being used on ``device``; empty where nothing does."""
     try:
         launches = importlib.import_module(LAUNCHES)
-        for dtype, bound in BOUNDS.items():
-            for case in cases(device, dtype):
+        for (dtype, bound), sizes in itertools.product(BOUNDS.items(), (Sizes(), USED)):
+            for case in cases(device, dtype, sizes):
                 found = difference(case, getattr(launches, case.name))
                 if not found <= bound:
                     return f"{case.name} in {dtype} is wrong by {found:.1e}"

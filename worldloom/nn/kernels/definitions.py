@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worldloom.nn.functional import cumulative_sum
-from worldloom.nn.kernels.grids import ceil, power
+from worldloom.nn.kernels.grids import cdiv, next_power_of_2
 
 __all__ = [
     "gru_gates",
@@ -74,7 +74,7 @@ def norm_silu_gradient(
     shared = (weighted * normed).mean(-1, keepdim=True)
     d_x.copy_((weighted - normed * shared) * inverse)
     parts, rows = d_scale.shape[1], x.shape[1]
-    each = power(ceil(rows, parts))
+    each = next_power_of_2(cdiv(rows, parts))
     padded = functional.pad(dz * normed, (0, 0, 0, parts * each - rows))
     summed = padded.view(len(x), parts, each, -1).sum(2)
     d_scale.copy_(d_scale + summed if sums else summed)

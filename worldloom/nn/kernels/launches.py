@@ -16,8 +16,8 @@ from worldloom.nn.kernels import triton_cell, triton_losses
 from worldloom.nn.kernels.grids import (
     ELEMENTS,
     categoricals_per_program,
-    ceil,
-    power,
+    cdiv,
+    next_power_of_2,
     rows_per_program,
     warps,
 )
@@ -41,10 +41,10 @@ def norm_silu(
 ) -> None:
     """See ``definitions.norm_silu``."""
     groups, rows, width = x.shape
-    wide = power(width)
+    wide = next_power_of_2(width)
     tall = rows_per_program(rows, wide)
     with _on(x):
-        triton_cell.norm_silu_kernel[ceil(rows, tall), groups](
+        triton_cell.norm_silu_kernel[cdiv(rows, tall), groups](
             x,
             scale,
             out,
@@ -72,8 +72,8 @@ def norm_silu_gradient(
     """See ``definitions.norm_silu_gradient``."""
     groups, rows, width = x.shape
     parts = d_scale.shape[1]
-    wide = power(width)
-    tall = power(ceil(rows, parts))
+    wide = next_power_of_2(width)
+    tall = next_power_of_2(cdiv(rows, parts))
     with _on(x):
         triton_cell.norm_silu_gradient_kernel[parts, groups](
             grad,
@@ -105,9 +105,9 @@ def gru_gates(
 ) -> None:
     """See ``definitions.gru_gates``."""
     rows, width = before.shape
-    wide = min(ELEMENTS, power(width))
+    wide = min(ELEMENTS, next_power_of_2(width))
     with _on(pre):
-        triton_cell.gru_gates_kernel[rows, ceil(width, wide)](
+        triton_cell.gru_gates_kernel[rows, cdiv(width, wide)](
             pre,
             bias,
             before,
@@ -131,9 +131,9 @@ def gru_gates_gradient(
 ) -> None:
     """See ``definitions.gru_gates_gradient``."""
     rows, width = before.shape
-    wide = min(ELEMENTS, power(width))
+    wide = min(ELEMENTS, next_power_of_2(width))
     with _on(pre):
-        triton_cell.gru_gates_gradient_kernel[rows, ceil(width, wide)](
+        triton_cell.gru_gates_gradient_kernel[rows, cdiv(width, wide)](
             pre,
             bias,
             before,
@@ -156,9 +156,9 @@ def state_gradient(
 ) -> None:
     """See ``definitions.state_gradient``."""
     rows, width = carry.shape
-    wide = min(ELEMENTS, power(width))
+    wide = min(ELEMENTS, next_power_of_2(width))
     with _on(carry):
-        triton_cell.state_gradient_kernel[rows, ceil(width, wide)](
+        triton_cell.state_gradient_kernel[rows, cdiv(width, wide)](
             carry,
             blocks,
             direct,
@@ -187,7 +187,7 @@ def sample_one_hot(
     rows, groups, count = logits.shape
     tall = categoricals_per_program(count)
     with _on(logits):
-        triton_cell.sample_one_hot_kernel[(ceil(rows * groups, tall),)](
+        triton_cell.sample_one_hot_kernel[(cdiv(rows * groups, tall),)](
             logits,
             draws,
             hard,
@@ -205,8 +205,8 @@ def sample_one_hot(
             DRAWS=draws.is_floating_point(),
             HAS_KEEP=keep is not None,
             ROWS=tall,
-            COUNT=power(count),
-            num_warps=warps(tall * power(count)),
+            COUNT=next_power_of_2(count),
+            num_warps=warps(tall * next_power_of_2(count)),
         )
 
 
@@ -223,7 +223,7 @@ def one_hot_gradient(
     rows, groups, count = logits.shape
     tall = categoricals_per_program(count)
     with _on(logits):
-        triton_cell.one_hot_gradient_kernel[(ceil(rows * groups, tall),)](
+        triton_cell.one_hot_gradient_kernel[(cdiv(rows * groups, tall),)](
             logits,
             grad,
             grad if carried is None else carried,
@@ -241,8 +241,8 @@ def one_hot_gradient(
             count=count,
             HAS_CARRIED=carried is not None,
             ROWS=tall,
-            COUNT=power(count),
-            num_warps=warps(tall * power(count)),
+            COUNT=next_power_of_2(count),
+            num_warps=warps(tall * next_power_of_2(count)),
         )
 
 
@@ -251,7 +251,7 @@ def lambda_returns(base: Tensor, keep: Tensor, boot: Tensor, out: Tensor) -> Non
     rows, steps = out.shape
     tall = 128
     with _on(base):
-        triton_losses.lambda_returns_kernel[(ceil(rows, tall),)](
+        triton_losses.lambda_returns_kernel[(cdiv(rows, tall),)](
             base,
             keep,
             boot,
@@ -268,10 +268,10 @@ def lambda_returns(base: Tensor, keep: Tensor, boot: Tensor, out: Tensor) -> Non
 
 def two_hot_weights(value: Tensor, bins: Tensor, index: Tensor, weight: Tensor) -> None:
     """See ``definitions.two_hot_weights``."""
-    wide = power(len(bins))
+    wide = next_power_of_2(len(bins))
     tall = max(1, 4096 // wide)
     with _on(value):
-        triton_losses.two_hot_kernel[(ceil(len(value), tall),)](
+        triton_losses.two_hot_kernel[(cdiv(len(value), tall),)](
             value,
             bins,
             index,

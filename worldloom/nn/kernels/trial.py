@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from worldloom.nn.kernels import definitions
-from worldloom.nn.kernels.grids import ceil, power
+from worldloom.nn.kernels.grids import cdiv, next_power_of_2
 
-__all__ = ["Case", "Sizes", "cases", "difference"]
+__all__ = ["USED", "Case", "Sizes", "cases", "difference"]
 
 EPS = 1e-4
 
@@ -37,6 +37,10 @@ class Sizes:
     def width(self) -> int:
         """D = G P."""
         return self.blocks * self.block
+
+
+USED = Sizes(rows=8, blocks=8, block=256, groups=32, classes=16, steps=15, bins=255)
+"""Of DreamerV3 size12m: several programs for a row, and blocks of full width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ def _norms(make: _Maker, s: Sizes) -> Iterator[Case]:
     for blocks in (None, make(*blocked)):
         args = (make(*one), make.single(1, s.width), make(*blocked), make.wide(*one[1:]), blocks)
         yield Case("norm_silu", (*args, EPS), (0, 2))
-    for parts, sums in ((s.rows, True), (ceil(s.rows, 4), False)):
+    for parts, sums in ((s.rows, True), (cdiv(s.rows, 4), False)):
         for x, grad in ((make(*plain), turned), (make(*one), make(*blocked))):
             scale, d_scale = make.single(len(x), s.width), make.single(len(x), parts, s.width)
             args = (grad, x, scale, torch.empty_like(x), d_scale, EPS, sums)
@@ -144,13 +148,14 @@ def _codes(make: _Maker, s: Sizes) -> Iterator[Case]:
     args: tuple[Any, ...]
     flat = (s.rows, s.groups * s.classes)
     logits = 3 * make(s.rows, s.groups, s.classes)
-    # between two sums of probabilities, where rounding cannot tell
-    draws = (torch.arange(s.rows * s.groups, device=make.device) * 0.61803).frac() * 0.998 + 1e-3
-    draws = draws.view(s.rows, s.groups)
+    probs = logits.double().softmax(-1) * 0.99 + 0.01 / s.classes
+    middles = probs.cumsum(-1) - probs / 2  # where rounding tells no class from its neighbour
+    drawn = (torch.arange(s.rows * s.groups, device=make.device) % s.classes).view(s.rows, -1, 1)
+    draws = middles.gather(-1, drawn).squeeze(-1).float()
     classes = torch.zeros(s.rows, s.groups, dtype=torch.int64, device=make.device)
-    for drawn in (draws, (draws * s.classes).long()):
+    for given in (draws, drawn.squeeze(-1)):
         for keep, masked in ((None, None), (make.keep(s.rows), make(*flat))):
-            args = (logits, drawn, 0.01, make.wide(*flat), classes, keep, masked)
+            args = (logits, given, 0.01, make.wide(*flat), classes, keep, masked)
             yield Case("sample_one_hot", args, (3, 4) if masked is None else (3, 4, 6))
     for carried, keep in ((None, None), (make(*flat), make.keep(s.rows))):
         args = (logits, make.wide(*flat), carried, keep, make(*flat), 0.01, make(*flat))
@@ -169,7 +174,7 @@ def _float32(make: _Maker, s: Sizes) -> Iterator[Case]:
     value = torch.cat([value, odd])
     index = torch.zeros(len(value), 2, dtype=torch.int64, device=make.device)
     yield Case("two_hot_weights", (value, bins, index, make.single(len(value), 2)), (2, 3))
-    size = power(s.block)
+    size = 2 * next_power_of_2(s.width)  # 4,096 for USED, as the optimizer has it
     stop = torch.tensor([s.block, 2 * s.block, 2 * s.block + 1], device=make.device)
     start = torch.tensor([0, s.block, 2 * s.block], device=make.device)
     part = torch.tensor([0, 0, 1], device=make.device)

@@ -17,12 +17,13 @@ from worldloom.algorithms.dreamerv3.config import LatentSizes
 from worldloom.algorithms.dreamerv3.fused_scan import fused_scan
 from worldloom.nn.kernels import definitions, launches
 from worldloom.nn.kernels.ops import SCHEMAS
-from worldloom.nn.kernels.trial import Sizes, cases, difference
+from worldloom.nn.kernels.trial import USED, Sizes, cases, difference
 
 SIZES = {
     "odd": Sizes(),
     "even": Sizes(rows=4, blocks=2, block=8, groups=2, classes=4, steps=3, bins=16),
     "wide": Sizes(rows=3, blocks=1, block=1100, groups=3, classes=33, steps=1, bins=255),
+    "used": USED,
     "one": Sizes(rows=1, blocks=1, block=1, groups=1, classes=2, steps=1, bins=3),
 }
 SCAN = LatentSizes(deter=12, hidden=5, stoch=3, classes=5, blocks=3)
