@@ -1,5 +1,6 @@
 """Who is let in, and what a stranger is told."""
 
+import queue
 import zlib
 
 import grpc
@@ -75,6 +76,26 @@ def test_tls_and_a_token_let_the_right_ones_in(files) -> None:
                 response_deserializer=Response.FromString,
             )
             assert check(Request(), timeout=10).status == 1  # probes have no token
+
+
+def test_of_who_has_no_token_no_message_is_read(files) -> None:
+    with (
+        live(Access(token_file=files / "token")) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        for service, name in (
+            ("PolicyService", "Describe"),
+            ("PolicyService", "Act"),
+            ("PolicyService", "ActStream"),
+            ("ReplayService", "Push"),
+        ):
+            nothing = queue.SimpleQueue()  # it opens the call, and sends no message
+            call = channel.stream_stream(method(service, name))
+            answers = call(iter(nothing.get, None), timeout=10)
+            with pytest.raises(grpc.RpcError) as caught:
+                next(answers)
+            nothing.put(None)
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED, name
 
 
 def test_a_client_with_tls_is_told_of_a_gateway_without(files) -> None:
