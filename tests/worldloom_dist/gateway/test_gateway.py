@@ -18,6 +18,7 @@ from worldloom.core.sequence import StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import carry_resets_of, notes_of
 from worldloom_client.wire import encode_tensor, message, named
+from worldloom_dist.gateway import gateway
 from worldloom_dist.gateway.refusal import RefusalError
 
 
@@ -463,3 +464,26 @@ def test_who_waits_is_told_when_a_decision_is_given_up() -> None:
         return caught.value.code, len(again.action)
 
     assert run(work()) == ("UNAVAILABLE", 1)
+
+
+def test_rows_of_sessions_that_were_closed_are_counted_until_they_are_stored(monkeypatch) -> None:
+    monkeypatch.setattr(gateway, "DRAIN_S", 0.0)
+
+    async def work():
+        rig = Rig(contract_of(max_sessions=3))
+        rig.shard.permits.clear()
+        for _ in range(3):
+            opened = await rig.open()
+            await play(rig, opened.secret, [Player()], 6)
+            await rig.gateway.close(opened.secret)
+        assert rig.gateway.num_sessions == 0
+        assert rig.gateway.unstored == 18
+        with pytest.raises(RefusalError, match="all 3 are open, or have rows that wait") as caught:
+            await rig.open()
+        assert caught.value.code == "RESOURCE_EXHAUSTED"
+        assert await rig.gateway.drain(0.0) == 18
+        rig.shard.permits.set()
+        assert await rig.gateway.drain() == 0
+        assert rig.gateway.unstored == 0
+
+    run(work())
