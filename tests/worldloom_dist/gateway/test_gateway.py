@@ -487,3 +487,23 @@ def test_rows_of_sessions_that_were_closed_are_counted_until_they_are_stored(mon
         assert rig.gateway.unstored == 0
 
     run(work())
+
+
+def test_a_session_that_goes_on_elsewhere_names_no_step_without_one_after_it() -> None:
+    async def work():
+        first = Rig()
+        opened = await first.open()
+        await first.gateway.close(opened.secret)
+        rig = Rig(shard=first.shard, index=1)
+        secret = (await rig.open(resume=opened.secret)).secret
+        for step in (2**62 + 1, 2**64 - 1):
+            with pytest.raises(RefusalError, match=f"step: env 0 got {step}, expected at most"):
+                await rig.gateway.act(
+                    secret, question([(0, step, np.zeros(3), 0.0, True, False, False)])
+                )
+        last = question([(0, 2**62, np.zeros(3), 0.0, True, False, False)])
+        assert len((await rig.gateway.act(secret, last)).action) == 1
+        closed = await rig.gateway.close(secret)
+        assert [position.next_step for position in closed.position] == [2**62 + 1]
+
+    run(work())
