@@ -1,6 +1,7 @@
 """Sessions: rows, repeated questions, leases, resuming, hold."""
 
 import asyncio
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import carry_resets_of, notes_of
 from worldloom_client.wire import encode_tensor, message, named
 from worldloom_dist.gateway import gateway
+from worldloom_dist.gateway.questions import read_question
 from worldloom_dist.gateway.refusal import RefusalError
 
 
@@ -507,3 +509,18 @@ def test_a_session_that_goes_on_elsewhere_names_no_step_without_one_after_it() -
         assert [position.next_step for position in closed.position] == [2**62 + 1]
 
     run(work())
+
+
+@pytest.mark.parametrize("where", ["env", "shape"])
+def test_a_question_with_a_million_numbers_too_many_is_refused_without_a_copy(where) -> None:
+    contract = contract_of()
+    asked = question([(0, 0, np.zeros(3), 0.0, True, False, False)])
+    numbers = asked.env if where == "env" else asked.obs[0].shape
+    numbers.extend([1] * 1_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusalError, match="expected"):
+            read_question(asked, contract, 1)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
