@@ -14,6 +14,7 @@ from tests.worldloom_dist.gateway.parts import question
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_client import ClientError, RefusedError, UnavailableError, connect
 from worldloom_client.wire import SESSION_KEY, encode_tensor, message, method
+from worldloom_dist.gateway import health
 from worldloom_dist.gateway.health import Request, Response
 from worldloom_dist.gateway.server import Access
 
@@ -96,6 +97,36 @@ def test_of_who_has_no_token_no_message_is_read(files) -> None:
                 next(answers)
             nothing.put(None)
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED, name
+
+
+def test_one_call_too_many_for_health_ends_the_oldest(monkeypatch) -> None:
+    monkeypatch.setattr(health, "MOST_CALLS", 3)
+    codec = {
+        "request_serializer": Request.SerializeToString,
+        "response_deserializer": Response.FromString,
+    }
+    with live() as server, grpc.insecure_channel(server.address) as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch", **codec)
+        check = channel.unary_unary("/grpc.health.v1.Health/Check", **codec)
+        stall = channel.stream_stream("/grpc.health.v1.Health/Check", **codec)
+        calls = [watch(Request(), timeout=30) for _ in range(2)]
+        assert [next(call).status for call in calls] == [1, 1]
+        nothing = queue.SimpleQueue()  # a check that never says of what
+        calls.append(stall(iter(nothing.get, None), timeout=30))
+        for _ in range(3):
+            assert check(Request(), timeout=10).status == 1, "who asks at once is answered"
+            calls.append(watch(Request(), timeout=30))
+            assert next(calls[-1]).status == 1
+        for call in calls[:3]:
+            with pytest.raises(grpc.RpcError) as caught:
+                next(call)
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        nothing.put(None)
+        for call in calls:
+            call.cancel()
+        with pytest.raises(grpc.RpcError) as caught:
+            check(Request(service="none"), timeout=10)
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 def test_a_client_with_tls_is_told_of_a_gateway_without(files) -> None:
