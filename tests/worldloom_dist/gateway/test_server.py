@@ -1,6 +1,8 @@
 """Who is let in, and what a stranger is told."""
 
+import contextlib
 import queue
+import socket
 import zlib
 
 import grpc
@@ -15,6 +17,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom_client import ClientError, RefusedError, UnavailableError, connect
 from worldloom_client.wire import SESSION_KEY, encode_tensor, message, method
 from worldloom_dist.gateway import health
+from worldloom_dist.gateway import server as server_module
 from worldloom_dist.gateway.health import Request, Response
 from worldloom_dist.gateway.server import Access
 
@@ -97,6 +100,19 @@ def test_of_who_has_no_token_no_message_is_read(files) -> None:
                 next(answers)
             nothing.put(None)
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED, name
+
+
+def test_a_connection_that_says_nothing_is_ended(files, monkeypatch) -> None:
+    monkeypatch.setattr(server_module, "HANDSHAKE_MS", 100)
+    access = Access(certificate=files / "server.pem", key=files / "server.key")
+    for more in (Access(), access):
+        with (
+            live(more) as server,
+            socket.create_connection(("127.0.0.1", server.thread.port), 20) as silent,
+            contextlib.suppress(ConnectionResetError),
+        ):
+            while silent.recv(4096):
+                pass
 
 
 def test_one_call_too_many_for_health_ends_the_oldest(monkeypatch) -> None:
