@@ -39,6 +39,7 @@ CLOSED = "Socket closed"
 HINTS = {
     CLOSED: "it closes the connection: one with TLS needs the setting ca",
     "WRONG_VERSION_NUMBER": "it speaks no TLS: leave ca out",
+    "certificate has expired": "its certificate has expired",
     "CERTIFICATE_VERIFY_FAILED": "its certificate was not signed by ca, or is for another host",
 }
 """What gRPC says, and what that means."""

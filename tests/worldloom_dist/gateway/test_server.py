@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from tests.worldloom_client.live import live
-from tests.worldloom_dist.gateway.certificates import make_authority, make_signed
+from tests.worldloom_dist.gateway.certificates import DAY, make_authority, make_signed
 from tests.worldloom_dist.gateway.parts import question
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_client import ClientError, RefusedError, UnavailableError, connect
@@ -30,6 +30,7 @@ def files(tmp_path_factory):
     authority = make_authority(folder)
     make_signed(folder, authority, "server")
     make_signed(folder, authority, "robot")
+    make_signed(folder, authority, "expired", ends=-DAY / 2)
     make_signed(folder, make_authority(folder, "other"), "stranger")
     token = folder / "token"
     token.touch(mode=0o600)
@@ -147,6 +148,12 @@ def test_one_call_too_many_for_health_ends_the_oldest(monkeypatch) -> None:
 
 def test_a_client_with_tls_is_told_of_a_gateway_without(files) -> None:
     with live() as server, pytest.raises(UnavailableError, match="it speaks no TLS: leave ca out"):
+        connect(server.address, ca=files / "ca.pem", timeout_s=0.5)
+
+
+def test_a_certificate_that_has_expired_is_called_that(files) -> None:
+    access = Access(certificate=files / "expired.pem", key=files / "expired.key")
+    with live(access) as server, pytest.raises(UnavailableError, match=r"\(its .* has expired\)"):
         connect(server.address, ca=files / "ca.pem", timeout_s=0.5)
 
 
