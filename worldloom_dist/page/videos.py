@@ -55,8 +55,12 @@ def videos_of(folder: Path, *, is_live: bool = True) -> list[dict[str, Any]]:
 def video_path(folder: Path, name: str) -> Path | None:
     """The video of a name; None for what is none, or lies elsewhere."""
     path = folder / name
-    is_plain = name == path.name and path.suffix.lower() in TYPES
-    return path if is_plain and lies_here(path) else None
+    if name != path.name or path.suffix.lower() not in TYPES:
+        return None
+    try:
+        return path if lies_here(path) else None
+    except OSError:  # a name that is too long for any file
+        return None
 
 
 def _kind_and_caption(stem: str) -> tuple[str, str]:

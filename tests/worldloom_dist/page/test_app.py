@@ -84,6 +84,20 @@ def test_nothing_else_of_the_folder_is_served_and_nothing_is_taken(tmp_path):
             assert ask(url + "/run.json", method)[0] == 404
 
 
+def test_numbers_and_names_that_are_too_long_are_no_fault_of_ours(tmp_path, caplog):
+    folder = write_run(tmp_path / "run")
+    (folder / "videos").mkdir()
+    (folder / "videos" / "best-0.gif").write_bytes(bytes(100))
+    with served(folder) as url:
+        video = url + "/videos/best-0.gif"
+        for said in ("bytes=" + "9" * 5000 + "-", "bytes=-" + "9" * 5000):
+            assert ask(video, Range=said)[0] == 200, "what is no range is not looked at"
+        assert ask(video, Range="bytes=" + "9" * 18 + "-")[0] == 416
+        assert ask(url + "/videos/" + "a" * 5000 + ".gif")[0] == 404
+        assert ask(url + "/videos/a%00.gif")[0] == 404
+    assert not caplog.records
+
+
 def test_the_password_of_the_metrics_guards_the_page(tmp_path):
     folder = write_run(tmp_path / "run")
     with served(folder, "user:s3cret-word") as url:
