@@ -29,6 +29,7 @@ POLICY = (
 HEADERS = [
     ("Cache-Control", "no-cache"),
     ("Content-Security-Policy", POLICY),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Referrer-Policy", "no-referrer"),
     ("X-Content-Type-Options", "nosniff"),
 ]

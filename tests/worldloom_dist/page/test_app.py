@@ -98,6 +98,15 @@ def test_numbers_and_names_that_are_too_long_are_no_fault_of_ours(tmp_path, capl
     assert not caplog.records
 
 
+def test_no_page_of_the_web_may_show_what_is_served_here(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "videos").mkdir()
+    (folder / "videos" / "best-0.gif").write_bytes(bytes(100))
+    with served(folder) as url:
+        for path in ("/", "/run.json", "/videos/best-0.gif", "/videos/none.gif"):
+            assert ask(url + path)[1]["Cross-Origin-Resource-Policy"] == "same-origin", path
+
+
 def test_the_password_of_the_metrics_guards_the_page(tmp_path):
     folder = write_run(tmp_path / "run")
     with served(folder, "user:s3cret-word") as url:
