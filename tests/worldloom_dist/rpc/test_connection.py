@@ -6,6 +6,8 @@ import asyncio
 import pickle
 import socket
 import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +18,11 @@ from worldloom.core.exceptions import StateError
 from worldloom_dist.actors.acting import ActRequest
 from worldloom_dist.interfaces import Inference
 from worldloom_dist.rpc import connection as line_module
+from worldloom_dist.rpc import handshake
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
 from worldloom_dist.rpc.connection import KEY_BYTES, Endpoint, RpcClient
-from worldloom_dist.rpc.handshake import NONCE_BYTES, PROOF_BYTES
+from worldloom_dist.rpc.handshake import HANDSHAKE_S, NONCE_BYTES, PROOF_BYTES
 
 
 def test_questions_are_answered_by_number_whatever_the_order_of_the_answers() -> None:
@@ -114,6 +117,26 @@ def test_server_that_does_not_know_the_key_is_not_asked() -> None:
         assert envs_of(RpcClient(ray, Inference.act, 10.0, 10.0).call(request_of(1))) == [1]
         assert ray.acted == 1
         thread.join(10)
+
+
+def test_a_server_that_tells_its_proof_byte_by_byte_has_no_more_time(monkeypatch) -> None:
+    now = iter((0.0, 0.0, HANDSHAKE_S + 1.0))  # when it begins, before the first byte, after it
+    clock = SimpleNamespace(monotonic=lambda: next(now), sleep=time.sleep)
+    monkeypatch.setattr(handshake, "time", clock)
+    with socket.create_server(("127.0.0.1", 0)) as slow:
+
+        def tell() -> None:
+            line, _ = slow.accept()
+            with line:
+                line.sendall(b"x")
+                line.recv(1)
+
+        thread = threading.Thread(target=tell)
+        thread.start()
+        endpoint = Endpoint("127.0.0.1", slow.getsockname()[1], b"k" * KEY_BYTES)
+        with pytest.raises(TimeoutError, match="no proof of the key came within 10 s"):
+            handshake.connect(endpoint, None)
+        thread.join(20)
 
 
 def test_silent_server_is_asked_again_and_then_given_up() -> None:
