@@ -3,6 +3,7 @@ line.
 """
 
 import asyncio
+import errno
 import pickle
 import socket
 import threading
@@ -21,7 +22,7 @@ from worldloom_dist.rpc import connection as line_module
 from worldloom_dist.rpc import handshake
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
-from worldloom_dist.rpc.connection import KEY_BYTES, Endpoint, RpcClient
+from worldloom_dist.rpc.connection import KEY_BYTES, Endpoint, Listening, RpcClient, RpcServer
 from worldloom_dist.rpc.handshake import HANDSHAKE_S, NONCE_BYTES, PROOF_BYTES
 
 
@@ -206,6 +207,44 @@ def test_event_loop_calls_over_ray_when_nothing_connects() -> None:
         ray.told = server.address._replace(key=b"k" * KEY_BYTES)
         asyncio.run(play(ray))
         assert ray.acted == 1
+
+
+def test_ray_stands_in_where_the_role_can_open_no_socket_and_it_tries_again(monkeypatch) -> None:
+    class Full(NoRay):
+        def call(self, method, *args):
+            if method is Listening.address:
+                raise OSError(errno.EMFILE, "too many open files")
+            return super().call(method, *args)
+
+    with serving() as server:
+        ray = Full(server)
+        assert envs_of(RpcClient(ray, Inference.act, 10.0, 10.0).call(request_of(1))) == [1]
+        assert envs_of(asyncio.run(AsyncRpcClient(ray, Inference.act).call(request_of(2)))) == [2]
+        assert ray.acted == 2
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        role = RpcServer(no_one, is_private=True)
+        create = loop.create_server
+        opened = []
+
+        async def second_time(*given):
+            if not opened:
+                opened.append(None)
+                raise OSError(errno.EMFILE, "too many open files")
+            opened.append(await create(*given))
+            return opened[-1]
+
+        monkeypatch.setattr(loop, "create_server", second_time)
+        with pytest.raises(OSError, match="too many open files"):
+            await role.address()
+        assert (await role.address()).port > 0
+        opened[1].close()
+
+    async def no_one(_):
+        raise AssertionError
+
+    asyncio.run(work())
 
 
 def test_failure_of_the_role_reaches_the_caller_with_its_reason() -> None:
