@@ -272,9 +272,14 @@ class AsyncSession:
                 await self._ask(request, deadline)
                 return
             except (grpc.aio.AioRpcError, TimeoutError, _StreamEndedError) as error:
-                if isinstance(error, grpc.aio.AioRpcError):
-                    check_retried(error)
+                said = error if isinstance(error, grpc.aio.AioRpcError) else None
+                if said is not None:
+                    check_retried(said)
                 await self._drop_channel()
+                if time.monotonic() >= deadline:
+                    raise unavailable(
+                        self._addresses, self._settings.timeout_s, said, self._settings
+                    ) from error
 
     async def _ask(self, request: Any, deadline: float) -> None:
         self._number += 1

@@ -39,6 +39,7 @@ CLOSED = "Socket closed"
 HINTS = {
     CLOSED: "it closes the connection: one with TLS needs the setting ca",
     "WRONG_VERSION_NUMBER": "it speaks no TLS: leave ca out",
+    "certificate has expired": "its certificate has expired",
     "CERTIFICATE_VERIFY_FAILED": "its certificate was not signed by ca, or is for another host",
 }
 """What gRPC says, and what that means."""
@@ -107,10 +108,23 @@ def backoff_s(tries: int) -> float:
 
 
 def _token(given: str | Path) -> str:
-    path = Path(given)
-    if isinstance(given, Path) or os.sep in given:
-        return _read(path, "token").decode().strip()
-    return given
+    """The token, or what the file holds that is named; no error repeats what may be a token."""
+    token = str(given)
+    if isinstance(given, Path):
+        token = _read(given, "token").decode("ascii", "replace").strip()
+    elif os.sep in given:
+        try:
+            token = Path(given).read_bytes().decode("ascii", "replace").strip()
+        except OSError as error:
+            raise ClientError(
+                f"token: it holds {os.sep!r}, so it is the name of a file, which cannot be read "
+                f"({error.strerror}); put such a token into a file, and name that"
+            ) from None
+    if not token or not token.isascii() or not token.isprintable():
+        raise ClientError(
+            "token: it must be one line of printable ASCII characters, in a file as well"
+        )
+    return token
 
 
 def _read(path: str | Path, what: str) -> bytes:

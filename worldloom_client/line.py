@@ -69,6 +69,9 @@ class Line:
             except grpc.RpcError as error:
                 check_retried(error)
                 self.drop()
+                if time.monotonic() >= deadline:
+                    settings = self._state.settings
+                    raise unavailable(self.addresses, self._timeout_s, error, settings) from error
 
     def ask_once(self, request: Any, within_s: float) -> bool:
         """Ask; False when no answer came within the time, and the line is down then.

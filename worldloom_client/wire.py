@@ -198,8 +198,9 @@ def decode_tensor(tensor: Any, spec: Spec, lead: tuple[int, ...], what: str) -> 
     """
     shape = (*lead, *spec.shape)
     dtype = _dtype(tensor.dtype, what)
-    if dtype != spec.dtype or tuple(tensor.shape) != shape:
-        got = f"{dtype} {list(tensor.shape)[:8]}"
+    is_alike = len(tensor.shape) == len(shape) and tuple(tensor.shape) == shape
+    if dtype != spec.dtype or not is_alike:
+        got = f"{dtype} {list(tensor.shape[:8])}"
         raise WireError(f"{what}: got {got}, expected {spec.dtype} {list(shape)}")
     size = math.prod(shape) * dtype.itemsize
     data = tensor.data

@@ -8,7 +8,7 @@ import pytest
 from tests.fakes import check_counting_rows
 from tests.worldloom_client.live import Live, live
 from tests.worldloom_client.test_cut_off import check_all, relayed, sources, still
-from tests.worldloom_client.test_session import joined
+from tests.worldloom_client.test_session import joined, never
 from tests.worldloom_dist.gateway.parts import KeptShard, contract_of
 from worldloom.envs.toy import CountingEnv
 from worldloom_client import ClientError, RefusedError, UnavailableError
@@ -76,6 +76,18 @@ def test_errors_are_those_of_the_blocking_client() -> None:
         await session.close()
         with pytest.raises(ClientError, match="closed"):
             await session.act(np.zeros(3, np.float32))
+
+    with live() as server:
+        asyncio.run(work(server))
+
+
+def test_a_lease_that_no_one_renews_ends_in_an_error_in_time() -> None:
+    async def work(server) -> None:
+        session = await connect(server.address, timeout_s=0.5)
+        server.rig.gateway.act = never
+        with pytest.raises(UnavailableError, match=r"no gateway answered at .* within 0.5 s"):
+            await session.keep_alive()
+        await session.close()
 
     with live() as server:
         asyncio.run(work(server))

@@ -1,5 +1,6 @@
 """The blocking client against a gateway that listens."""
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -126,6 +127,20 @@ def test_a_late_answer_ends_in_an_error_in_time() -> None:
         with pytest.raises(UnavailableError):
             session.act(np.zeros(3, np.float32))
         server.thread.call(open_again())
+        session.close()
+
+
+async def never(*_):
+    """A gateway that opens sessions, and answers no question."""
+    await asyncio.Event().wait()
+
+
+def test_a_lease_that_no_one_renews_ends_in_an_error_in_time() -> None:
+    with live() as server:
+        session = connect(server.address, timeout_s=0.5)
+        server.rig.gateway.act = never
+        with pytest.raises(UnavailableError, match=r"no gateway answered at .* within 0.5 s"):
+            session.keep_alive()
         session.close()
 
 

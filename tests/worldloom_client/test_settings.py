@@ -1,9 +1,12 @@
 """Where a client finds its gateways."""
 
+import traceback
+
 import pytest
 
+from worldloom_client.channel import credentials
 from worldloom_client.errors import ClientError
-from worldloom_client.settings import addresses_of
+from worldloom_client.settings import Settings, addresses_of
 
 
 @pytest.mark.parametrize(
@@ -19,3 +22,22 @@ def test_addresses_are_tried_in_their_order() -> None:
     assert addresses_of("b:50051, [::1]:7,") == ["b:50051", "[::1]:7"]
     with pytest.raises(ClientError, match="name at least one HOST:PORT"):
         addresses_of(" , ")
+
+
+@pytest.mark.parametrize(
+    "text", ["# mine\nsecretsecret", "secretsecr\u00e9t", "\xff\x00secret", ""]
+)
+def test_a_token_that_cannot_travel_is_refused_without_being_repeated(tmp_path, text) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(text.encode("latin-1"))
+    for token in (file, str(file), text):
+        with pytest.raises(ClientError, match="token: it must be one line") as caught:
+            credentials(Settings(token=token))
+        assert "secret" not in str(caught.value)
+
+
+def test_a_token_that_is_taken_for_the_name_of_a_file_is_not_repeated() -> None:
+    with pytest.raises(ClientError, match="put such a token into a file") as caught:
+        credentials(Settings(token="se/cret+secret=="))
+    assert "cret" not in "".join(traceback.format_exception(caught.value)[-2:])
+    assert caught.value.__suppress_context__

@@ -69,7 +69,10 @@ def lies_in(folder: Path, path: Path) -> bool:
     shared of a folder that was received lies in it: a link, of a file or of a folder on the way,
     could lead to any file of whom it is shown by.
     """
-    return path.is_file() and path.resolve() == folder.resolve() / path.relative_to(folder)
+    try:
+        return path.is_file() and path.resolve() == folder.resolve() / path.relative_to(folder)
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def read_plain(path: str | PathLike[str], most: int = MOST_BYTES) -> bytes:

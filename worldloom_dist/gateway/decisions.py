@@ -62,7 +62,8 @@ class Decisions:
         own = env_spec.columns()
         self._extras = {name: spec for name, spec in columns.items() if name not in own}
         self._seed = np.random.SeedSequence(seed)
-        self._generators: dict[tuple[int, int, int], np.random.Generator] = {}
+        # by slot and env, of one incarnation: a session that is over leaves its slot to the next
+        self._generators: dict[tuple[int, int], tuple[int, np.random.Generator]] = {}
         self._is_random = random_prefill
         self._clock = clock
         self._look_at = -float("inf")
@@ -92,8 +93,7 @@ class Decisions:
     def _random(self, request: ActRequest) -> ActReply:
         count = request.num_rows
         generators = [
-            self._generator((request.slot, request.incarnation, env))
-            for env in request.envs.tolist()
+            self._generator(request.slot, request.incarnation, env) for env in request.envs.tolist()
         ]
         return ActReply(
             sample_actions(self._spec, generators) if count else {},
@@ -102,9 +102,11 @@ class Decisions:
             np.zeros(count, bool),
         )
 
-    def _generator(self, name: tuple[int, int, int]) -> np.random.Generator:
-        found = self._generators.get(name)
-        if found is None:
+    def _generator(self, slot: int, incarnation: int, env: int) -> np.random.Generator:
+        known, found = self._generators.get((slot, env), (None, None))
+        if found is None or known != incarnation:
+            name = (slot, incarnation, env)
             child = np.random.SeedSequence(self._seed.entropy, spawn_key=name)
-            found = self._generators[name] = np.random.default_rng(child)
+            found = np.random.default_rng(child)
+            self._generators[slot, env] = (incarnation, found)
         return found

@@ -21,6 +21,9 @@ from worldloom_dist.gateway.stream import POLICY, StreamSender
 
 __all__ = ["EnvRows"]
 
+MOST_STEP = 2**62
+"""Of an env that goes on elsewhere: the steps after it can be told, too."""
+
 
 class EnvRows:
     """One env of a session.
@@ -92,6 +95,11 @@ class EnvRows:
                     "INVALID_ARGUMENT",
                     f"step: env {self.number} got {step}, expected {self.next_step} or a later "
                     "one; the ones before are stored",
+                )
+            if step > MOST_STEP:
+                raise RefusalError(
+                    "INVALID_ARGUMENT",
+                    f"step: env {self.number} got {step}, expected at most {MOST_STEP}",
                 )
             return True
         if step != self.next_step:

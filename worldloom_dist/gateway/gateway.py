@@ -114,7 +114,7 @@ class Gateway:
         self._first_slot = FIRST_GATEWAY_SLOT * (1 + index)
         self._next_slot = self._first_slot
         self._next_incarnation = incarnation << SESSION_BITS
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: dict[asyncio.Task[None], Session] = {}
         self._is_draining = False
         self._answer_s = 0.0
 
@@ -230,12 +230,12 @@ class Gateway:
     async def drain(self, within_s: float = DRAIN_S) -> int:
         """End every session and wait for its rows; returns the rows that could not be stored."""
         self._is_draining = True
-        sessions = list(self._sessions.items())
-        for secret, session in sessions:
+        for secret, session in list(self._sessions.items()):
             self._end(secret, session, "closed", "this gateway ends")
-        if self._ending:
-            await asyncio.wait(list(self._ending), timeout=within_s)
-        return sum(session.unstored for _, session in sessions)
+        ending = dict(self._ending)
+        if ending:
+            await asyncio.wait(ending, timeout=within_s)
+        return sum(session.unstored for session in ending.values())
 
     def drain_metrics(self) -> tuple[MetricMap, dict[str, Any]]:
         """Metrics and facts since the last call."""
@@ -244,7 +244,8 @@ class Gateway:
     @property
     def unstored(self) -> int:
         """Rows that would be lost if this process died now and their clients never came back."""
-        return sum(session.unstored for session in self._sessions.values())
+        sessions = [*self._sessions.values(), *self._ending.values()]
+        return sum(session.unstored for session in sessions)
 
     # ---- opening and ending ----
 
@@ -296,9 +297,11 @@ class Gateway:
             return self._response(request.resume, known, request)
         begin = await self._begin_of(request) if request.resume else None
         limit = self.contract.limits.max_sessions
-        if len(self._sessions) >= limit:
+        if len(self._sessions) + len(self._ending) >= limit:
             raise RefusalError(
-                "RESOURCE_EXHAUSTED", f"sessions: all {limit} are open; close one, or come later"
+                "RESOURCE_EXHAUSTED",
+                f"sessions: all {limit} are open, or have rows that wait to be stored; close one, "
+                "or come later",
             )
         slot = self._free_slots.pop() if self._free_slots else self._take_slot()
         self._next_incarnation += 1
@@ -414,8 +417,8 @@ class Gateway:
         self.meter.ended(reason)
         session.close()
         task = asyncio.ensure_future(self._finish(session))
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        self._ending[task] = session
+        task.add_done_callback(self._ending.pop)
         return task
 
     async def _finish(self, session: Session) -> None:

@@ -5,7 +5,7 @@ described here, so that no package comes along that is bound to one version of p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -17,6 +17,8 @@ SERVICE = "grpc.health.v1.Health"
 SERVING = 1
 NOT_SERVING = 2
 SERVICE_UNKNOWN = 3
+MOST_CALLS = 16
+"""At a time. They need no token, and each may hold a message as large as any."""
 STATUSES = {"UNKNOWN": 0, "SERVING": SERVING, "NOT_SERVING": NOT_SERVING, "SERVICE_UNKNOWN": 3}
 
 
@@ -61,6 +63,7 @@ class Health:
         self._services = {"", *services}
         self._is_serving = False
         self._changed = asyncio.Event()
+        self._calls: dict[asyncio.Task[Any], None] = {}  # the oldest first
 
     def set(self, *, is_serving: bool) -> None:
         """Tell everyone."""
@@ -70,28 +73,54 @@ class Health:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The methods of the service."""
-        codec = {
-            "request_deserializer": Request.FromString,
-            "response_serializer": Response.SerializeToString,
-        }
-        handlers = {
-            "Check": grpc.unary_unary_rpc_method_handler(self._check, **codec),
-            "Watch": grpc.unary_stream_rpc_method_handler(self._watch, **codec),
-        }
+        handlers = {"Check": self._bounded(self._check), "Watch": self._bounded(self._watch)}
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    async def _check(self, request: Any, context: Any) -> Any:
-        if request.service not in self._services:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"there is no service {request.service[:80]!r} here"
-            )
-        return Response(status=self._status(request.service))
-
-    async def _watch(self, request: Any, _: Any) -> AsyncIterator[Any]:
-        while True:
-            changed = self._changed
+    async def _check(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            if request.service not in self._services:
+                name = request.service[:80]
+                await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {name!r} here")
             yield Response(status=self._status(request.service))
-            await changed.wait()
+            return
+
+    async def _watch(self, requests: AsyncIterator[Any], _: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            while True:
+                changed = self._changed
+                yield Response(status=self._status(request.service))
+                await changed.wait()
+
+    def _bounded(self, answers: Callable[..., AsyncIterator[Any]]) -> Any:
+        """A handler of calls, of which one too many ends the oldest. It is one of streams, so that
+        a call is counted before its message is read.
+        """
+
+        async def answer(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+            task = asyncio.current_task()
+            assert task is not None
+            self._calls[task] = None
+            if len(self._calls) > MOST_CALLS:
+                oldest = next(iter(self._calls))
+                del self._calls[oldest]
+                oldest.cancel()
+            try:
+                async for response in answers(requests, context):
+                    yield response
+            except asyncio.CancelledError:
+                if task in self._calls:  # its client left
+                    raise
+                await context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, f"there are {MOST_CALLS} newer calls"
+                )
+            finally:
+                self._calls.pop(task, None)
+
+        return grpc.stream_stream_rpc_method_handler(
+            answer,
+            request_deserializer=Request.FromString,
+            response_serializer=Response.SerializeToString,
+        )
 
     def _status(self, service: str) -> int:
         if service not in self._services:

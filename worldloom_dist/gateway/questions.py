@@ -78,10 +78,12 @@ def read_question(request: Any, contract: Contract, num_envs: int) -> Question:
 
 
 def _read(request: Any, contract: Contract, num_envs: int) -> Question:
+    count = len(request.env)
+    if count > num_envs:
+        raise WireError(f"env: got {count} envs, expected each of at most {num_envs} once")
     envs = list(request.env)
-    count = len(envs)
     if envs != _in_order(num_envs):
-        if count > num_envs or len(set(envs)) != count:
+        if len(set(envs)) != count:
             raise WireError(f"env: got {count} envs, expected each of at most {num_envs} once")
         if count and max(envs) >= num_envs:
             raise WireError(f"env: got {max(envs)}, expected 0 to {num_envs - 1}")

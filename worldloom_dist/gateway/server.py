@@ -24,6 +24,8 @@ __all__ = ["Access", "GatewayServer"]
 logger = logging.getLogger(__name__)
 
 CALLS_END_WITHIN_S = 2.0
+HANDSHAKE_MS = 10_000
+"""For TLS and the beginning of HTTP/2: so long a silent connection keeps its descriptor."""
 LEAST_TOKEN = 16
 
 
@@ -147,6 +149,7 @@ class GatewayServer:
                 ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ],
         )
         own = [(f"{PACKAGE}.PolicyService", policy_service(gateway))]

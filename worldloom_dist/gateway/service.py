@@ -48,7 +48,7 @@ class Authenticator(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         given = _metadata(handler_call_details.invocation_metadata, "authorization")
         if hmac.compare_digest(given, self._expected):
             return handler
-        return _refuse_all(handler, "authorization: the bearer token is missing or wrong")
+        return _refuse_all("authorization: the bearer token is missing or wrong")
 
 
 def policy_service(gateway: Gateway) -> grpc.GenericRpcHandler:
@@ -191,26 +191,13 @@ def _metadata(pairs: Sequence[tuple[str, str | bytes]] | None, name: str) -> byt
     return b""
 
 
-def _refuse_all(handler: Any, why: str) -> Any:
-    """A handler of the same kind that refuses."""
+def _refuse_all(why: str) -> Any:
+    """A handler that refuses, whatever kind of call it is: it reads nothing, and one that took a
+    single message would first have it whole in memory.
+    """
 
-    async def refuse(_: Any, context: Any) -> None:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
-
-    async def refuse_stream(_: Any, context: Any) -> AsyncIterator[None]:
+    async def refuse(_: Any, context: Any) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
         yield None
 
-    if handler.response_streaming:
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_stream_rpc_method_handler
-        )
-        return make(refuse_stream)
-    make = (
-        grpc.stream_unary_rpc_method_handler
-        if handler.request_streaming
-        else grpc.unary_unary_rpc_method_handler
-    )
-    return make(refuse)
+    return grpc.stream_stream_rpc_method_handler(refuse)

@@ -10,6 +10,7 @@ taken its answer for ``ANSWER_S`` ends, else who comes gets a 503.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import logging
 import socket
@@ -23,7 +24,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-__all__ = ["MOST", "make_bounded_server"]
+__all__ = ["MOST", "MOST_ASKED_BYTES", "make_bounded_server"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ QUIET_S = 10.0
 """Silence after which a connection ends, in seconds."""
 ANSWER_S = 10.0
 """For taking an answer while others wait for a place, in seconds."""
+MOST_ASKED_BYTES = 64 * 1024
+"""Of what a connection says before it is answered."""
 BUSY = (
     b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-After: 1\r\n\r\n"
     b"503: too many connections at the same time\n"
@@ -132,12 +135,13 @@ class _IPv6Server(_Server):
 
 
 class _Handler(WSGIRequestHandler):
-    """Writes no log line per scrape, and gives up on clients that say nothing."""
+    """Writes no log line per scrape, and gives up on clients that say nothing, or too much."""
 
     def setup(self) -> None:
         """Silence ends it."""
         super().setup()
         self.connection.settimeout(QUIET_S)
+        self.rfile = _Asked(self.rfile)  # type: ignore[assignment]
 
     def parse_request(self) -> bool:
         """Tell the server that the whole of it is here."""
@@ -156,6 +160,30 @@ class _Handler(WSGIRequestHandler):
     def address_string(self) -> str:
         """The address as it is: a reverse look-up of names can take seconds."""
         return str(self.client_address[0])
+
+
+class _Asked:
+    """What a connection says, line by line, but no more than ``MOST_ASKED_BYTES``."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self._file = file
+        self._left = MOST_ASKED_BYTES
+
+    def readline(self, size: int) -> bytes:
+        """The next line, of ``size`` bytes at most.
+
+        Raises:
+            HTTPException: If it said too much; answered with 431.
+        """
+        line = self._file.readline(min(size, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise http.client.HTTPException(f"got more than {MOST_ASKED_BYTES} bytes")
+        return line
+
+    def close(self) -> None:
+        """Nothing more is read."""
+        self._file.close()
 
 
 class _Log(io.TextIOBase):

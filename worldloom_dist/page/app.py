@@ -29,9 +29,11 @@ POLICY = (
 HEADERS = [
     ("Cache-Control", "no-cache"),
     ("Content-Security-Policy", POLICY),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Referrer-Policy", "no-referrer"),
     ("X-Content-Type-Options", "nosniff"),
 ]
+RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 CHUNK_BYTES = 256 * 1024
 Start = Callable[..., Any]
 
@@ -107,7 +109,7 @@ def _file(environ: dict[str, Any], start: Start, path: Path) -> Iterable[bytes]:
     size = os.fstat(file.fileno()).st_size
     first, last, status = 0, size - 1, "200 OK"
     headers = [*HEADERS, ("Content-Type", TYPES[path.suffix.lower()]), ("Accept-Ranges", "bytes")]
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", environ.get("HTTP_RANGE", ""))
+    match = RANGE.fullmatch(environ.get("HTTP_RANGE", ""))
     if match and (match[1] or match[2]):
         first = int(match[1]) if match[1] else max(0, size - int(match[2]))
         last = min(last, int(match[2])) if match[1] and match[2] else last

@@ -81,16 +81,13 @@ class AsyncRpcClient(Generic[RoleT, ContentT, ResultT]):
         async with self._connecting:
             if self._line is not None or time.monotonic() < self._connect_at or uses_tls():
                 return self._line is not None
-            address = await self._role.acall(Listening.address)
             try:
+                address = await self._role.acall(Listening.address)
                 opened = await asyncio.to_thread(connect, address, None)
-            except OSError as error:
+            except OSError as error:  # of the role's, too: it can open no socket
                 self._connect_at = time.monotonic() + RECONNECT_EVERY_S
                 logger.warning(
-                    "%s:%d cannot be reached (%s); calling over Ray meanwhile",
-                    address.host,
-                    address.port,
-                    error,
+                    "no line to %s (%s); calling over Ray meanwhile", self._role.name, error
                 )
                 return False
             line = _Line(opened, self._answer, self._lost)

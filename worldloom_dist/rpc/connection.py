@@ -87,7 +87,11 @@ class RpcServer:
         self._opening: asyncio.Future[asyncio.Server] | None = None
 
     async def address(self) -> Endpoint:
-        """Open the server, if that has not been done, and say where it is."""
+        """Open the server, if that has not been done, and say where it is.
+
+        Raises:
+            OSError: If no socket can be opened now.
+        """
         host = "127.0.0.1" if self._is_private else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         if self._opening is None:
             loop = asyncio.get_running_loop()
@@ -96,7 +100,13 @@ class RpcServer:
                     lambda: _ServerConnection(self._ask, self._key, self._strangers), host, 0
                 )
             )
-        server = await asyncio.shield(self._opening)
+        opening = self._opening
+        try:
+            server = await asyncio.shield(opening)
+        except OSError:
+            if self._opening is opening:  # it is tried again when it is asked again
+                self._opening = None
+            raise
         return Endpoint(host, server.sockets[0].getsockname()[1], self._key)
 
 

@@ -114,14 +114,15 @@ def connect(endpoint: Endpoint, timeout_s: float | None) -> Line:
 
 
 def _opened(endpoint: Endpoint, timeout_s: float | None) -> Line:
+    deadline = time.monotonic() + HANDSHAKE_S
     line = socket.create_connection((endpoint.host, endpoint.port), timeout=HANDSHAKE_S)
     try:
         tune(line)
-        theirs = _read(line, NONCE_BYTES)
+        theirs = _read(line, NONCE_BYTES, deadline)
         ours = secrets.token_bytes(NONCE_BYTES)
         shared = Handshake(endpoint.key, theirs, ours)
         line.sendall(ours + shared.caller_proof)
-        if not hmac.compare_digest(_read(line, PROOF_BYTES), shared.role_proof):
+        if not hmac.compare_digest(_read(line, PROOF_BYTES, deadline), shared.role_proof):
             raise ConnectionError("it does not have the key of the role")
         line.settimeout(timeout_s)
     except OSError:
@@ -130,14 +131,19 @@ def _opened(endpoint: Endpoint, timeout_s: float | None) -> Line:
     return Line(line, shared.caller_frames(), shared.role_frames())
 
 
-def _read(line: socket.socket, size: int) -> bytes:
+def _read(line: socket.socket, size: int, deadline: float) -> bytes:
     """Exactly this number of bytes.
 
     Raises:
-        OSError: If the other side has hung up, or nothing came for as long as the socket's timeout.
+        OSError: If the other side has hung up, or they did not come before ``deadline``, by the
+            monotonic clock.
     """
     data = b""
     while len(data) < size:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(f"no proof of the key came within {HANDSHAKE_S:g} s")
+        line.settimeout(left_s)
         fresh = line.recv(size - len(data))
         if not fresh:
             raise ConnectionResetError("the other side has hung up")

@@ -19,19 +19,19 @@ def make_authority(folder, name="ca"):
     return subject, key
 
 
-def make_signed(folder, authority, name, host="127.0.0.1"):
+def make_signed(folder, authority, name, host="127.0.0.1", ends=DAY):
     issuer, signer = authority
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     _write(
         folder / f"{name}.pem",
         folder / f"{name}.key",
-        _sign(subject, issuer, key, signer, host=host),
+        _sign(subject, issuer, key, signer, host=host, ends=ends),
         key,
     )
 
 
-def _sign(subject, issuer, key, signer, *, is_authority=False, host="127.0.0.1"):
+def _sign(subject, issuer, key, signer, *, is_authority=False, host="127.0.0.1", ends=DAY):
     now = datetime.datetime.now(datetime.UTC)
     hosts = dict.fromkeys(("127.0.0.1", host))
     names = [x509.DNSName("localhost")]
@@ -43,7 +43,7 @@ def _sign(subject, issuer, key, signer, *, is_authority=False, host="127.0.0.1")
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - DAY)
-        .not_valid_after(now + DAY)
+        .not_valid_after(now + ends)
         .add_extension(x509.BasicConstraints(is_authority, None), critical=True)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(signer, hashes.SHA256())

@@ -1,6 +1,7 @@
 """Sessions: rows, repeated questions, leases, resuming, hold."""
 
 import asyncio
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from worldloom.core.sequence import StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import carry_resets_of, notes_of
 from worldloom_client.wire import encode_tensor, message, named
+from worldloom_dist.gateway import gateway
+from worldloom_dist.gateway.questions import read_question
 from worldloom_dist.gateway.refusal import RefusalError
 
 
@@ -463,3 +466,61 @@ def test_who_waits_is_told_when_a_decision_is_given_up() -> None:
         return caught.value.code, len(again.action)
 
     assert run(work()) == ("UNAVAILABLE", 1)
+
+
+def test_rows_of_sessions_that_were_closed_are_counted_until_they_are_stored(monkeypatch) -> None:
+    monkeypatch.setattr(gateway, "DRAIN_S", 0.0)
+
+    async def work():
+        rig = Rig(contract_of(max_sessions=3))
+        rig.shard.permits.clear()
+        for _ in range(3):
+            opened = await rig.open()
+            await play(rig, opened.secret, [Player()], 6)
+            await rig.gateway.close(opened.secret)
+        assert rig.gateway.num_sessions == 0
+        assert rig.gateway.unstored == 18
+        with pytest.raises(RefusalError, match="all 3 are open, or have rows that wait") as caught:
+            await rig.open()
+        assert caught.value.code == "RESOURCE_EXHAUSTED"
+        assert await rig.gateway.drain(0.0) == 18
+        rig.shard.permits.set()
+        assert await rig.gateway.drain() == 0
+        assert rig.gateway.unstored == 0
+
+    run(work())
+
+
+def test_a_session_that_goes_on_elsewhere_names_no_step_without_one_after_it() -> None:
+    async def work():
+        first = Rig()
+        opened = await first.open()
+        await first.gateway.close(opened.secret)
+        rig = Rig(shard=first.shard, index=1)
+        secret = (await rig.open(resume=opened.secret)).secret
+        for step in (2**62 + 1, 2**64 - 1):
+            with pytest.raises(RefusalError, match=f"step: env 0 got {step}, expected at most"):
+                await rig.gateway.act(
+                    secret, question([(0, step, np.zeros(3), 0.0, True, False, False)])
+                )
+        last = question([(0, 2**62, np.zeros(3), 0.0, True, False, False)])
+        assert len((await rig.gateway.act(secret, last)).action) == 1
+        closed = await rig.gateway.close(secret)
+        assert [position.next_step for position in closed.position] == [2**62 + 1]
+
+    run(work())
+
+
+@pytest.mark.parametrize("where", ["env", "shape"])
+def test_a_question_with_a_million_numbers_too_many_is_refused_without_a_copy(where) -> None:
+    contract = contract_of()
+    asked = question([(0, 0, np.zeros(3), 0.0, True, False, False)])
+    numbers = asked.env if where == "env" else asked.obs[0].shape
+    numbers.extend([1] * 1_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusalError, match="expected"):
+            read_question(asked, contract, 1)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

@@ -1,5 +1,8 @@
 """Who is let in, and what a stranger is told."""
 
+import contextlib
+import queue
+import socket
 import zlib
 
 import grpc
@@ -8,11 +11,13 @@ import pytest
 import zstandard
 
 from tests.worldloom_client.live import live
-from tests.worldloom_dist.gateway.certificates import make_authority, make_signed
+from tests.worldloom_dist.gateway.certificates import DAY, make_authority, make_signed
 from tests.worldloom_dist.gateway.parts import question
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_client import ClientError, RefusedError, UnavailableError, connect
 from worldloom_client.wire import SESSION_KEY, encode_tensor, message, method
+from worldloom_dist.gateway import health
+from worldloom_dist.gateway import server as server_module
 from worldloom_dist.gateway.health import Request, Response
 from worldloom_dist.gateway.server import Access
 
@@ -25,6 +30,7 @@ def files(tmp_path_factory):
     authority = make_authority(folder)
     make_signed(folder, authority, "server")
     make_signed(folder, authority, "robot")
+    make_signed(folder, authority, "expired", ends=-DAY / 2)
     make_signed(folder, make_authority(folder, "other"), "stranger")
     token = folder / "token"
     token.touch(mode=0o600)
@@ -77,8 +83,77 @@ def test_tls_and_a_token_let_the_right_ones_in(files) -> None:
             assert check(Request(), timeout=10).status == 1  # probes have no token
 
 
+def test_of_who_has_no_token_no_message_is_read(files) -> None:
+    with (
+        live(Access(token_file=files / "token")) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        for service, name in (
+            ("PolicyService", "Describe"),
+            ("PolicyService", "Act"),
+            ("PolicyService", "ActStream"),
+            ("ReplayService", "Push"),
+        ):
+            nothing = queue.SimpleQueue()  # it opens the call, and sends no message
+            call = channel.stream_stream(method(service, name))
+            answers = call(iter(nothing.get, None), timeout=10)
+            with pytest.raises(grpc.RpcError) as caught:
+                next(answers)
+            nothing.put(None)
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED, name
+
+
+def test_a_connection_that_says_nothing_is_ended(files, monkeypatch) -> None:
+    monkeypatch.setattr(server_module, "HANDSHAKE_MS", 100)
+    access = Access(certificate=files / "server.pem", key=files / "server.key")
+    for more in (Access(), access):
+        with (
+            live(more) as server,
+            socket.create_connection(("127.0.0.1", server.thread.port), 20) as silent,
+            contextlib.suppress(ConnectionResetError),
+        ):
+            while silent.recv(4096):
+                pass
+
+
+def test_one_call_too_many_for_health_ends_the_oldest(monkeypatch) -> None:
+    monkeypatch.setattr(health, "MOST_CALLS", 3)
+    codec = {
+        "request_serializer": Request.SerializeToString,
+        "response_deserializer": Response.FromString,
+    }
+    with live() as server, grpc.insecure_channel(server.address) as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch", **codec)
+        check = channel.unary_unary("/grpc.health.v1.Health/Check", **codec)
+        stall = channel.stream_stream("/grpc.health.v1.Health/Check", **codec)
+        calls = [watch(Request(), timeout=30) for _ in range(2)]
+        assert [next(call).status for call in calls] == [1, 1]
+        nothing = queue.SimpleQueue()  # a check that never says of what
+        calls.append(stall(iter(nothing.get, None), timeout=30))
+        for _ in range(3):
+            assert check(Request(), timeout=10).status == 1, "who asks at once is answered"
+            calls.append(watch(Request(), timeout=30))
+            assert next(calls[-1]).status == 1
+        for call in calls[:3]:
+            with pytest.raises(grpc.RpcError) as caught:
+                next(call)
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        nothing.put(None)
+        for call in calls:
+            call.cancel()
+        with pytest.raises(grpc.RpcError) as caught:
+            check(Request(service="none"), timeout=10)
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
 def test_a_client_with_tls_is_told_of_a_gateway_without(files) -> None:
     with live() as server, pytest.raises(UnavailableError, match="it speaks no TLS: leave ca out"):
+        connect(server.address, ca=files / "ca.pem", timeout_s=0.5)
+
+
+def test_a_certificate_that_has_expired_is_called_that(files) -> None:
+    access = Access(certificate=files / "expired.pem", key=files / "expired.key")
+    with live(access) as server, pytest.raises(UnavailableError, match=r"\(its .* has expired\)"):
         connect(server.address, ca=files / "ca.pem", timeout_s=0.5)
 
 

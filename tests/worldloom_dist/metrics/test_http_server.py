@@ -11,7 +11,7 @@ import pytest
 
 from tests.waiting import wait_until
 from worldloom_dist.metrics import http_server
-from worldloom_dist.metrics.http_server import MOST, make_bounded_server
+from worldloom_dist.metrics.http_server import MOST, MOST_ASKED_BYTES, make_bounded_server
 
 
 @contextlib.contextmanager
@@ -143,3 +143,11 @@ def test_an_answer_that_fails_is_told_in_the_log(caplog, capfd):
 def test_an_address_of_another_machine_is_an_os_error(host):
     with pytest.raises(OSError):
         make_bounded_server(host, 0, hello)
+
+
+def test_who_says_more_than_a_question_needs_is_refused_and_takes_no_memory():
+    with serving(hello) as port, socket.create_connection(("127.0.0.1", port), 20) as one:
+        said = b"GET / HTTP/1.0\r\n" + b"".join(b"X%d: %s\r\n" % (n, b"x" * 9000) for n in range(7))
+        one.sendall(said + b"Y: ".ljust(MOST_ASKED_BYTES + 1 - len(said), b"y"))
+        assert b"Error code: 431" in read_all(one)
+        assert ask(port) == 200

@@ -1,7 +1,9 @@
 """What the page of a run shows is what the run has written, and no more of it than fits."""
 
 import json
+import os
 import shlex
+import time
 
 import pytest
 
@@ -166,8 +168,6 @@ def test_the_page_names_the_run_as_it_is_typed(tmp_path):
 
 
 def test_the_newest_video_of_each_kind_comes_first(tmp_path):
-    import os
-
     names = ["eval-000001000-0.mp4", "eval-000002000-0.mp4", "open_loop-image-0000000500.gif"]
     for age, name in enumerate(
         reversed([*names, "best-0.gif", "eval-1-0.half.mp4", "index.jsonl"])
@@ -184,3 +184,13 @@ def test_the_newest_video_of_each_kind_comes_first(tmp_path):
     assert video_path(tmp_path, "best-0.gif") == tmp_path / "best-0.gif"
     for name in ("../best-0.gif", "index.jsonl", "nothing.gif", "", "/etc/passwd"):
         assert video_path(tmp_path, name) is None
+
+
+def test_a_clock_that_was_set_back_hides_no_video(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    now = time.time()
+    for name, age in (("earlier.gif", 10), ("before-the-clock-was-set-back.gif", -3600)):
+        (folder / name).write_bytes(b"x")
+        os.utime(folder / name, (now - age, now - age))
+    assert len(videos_of(folder)) == 2

@@ -3,9 +3,12 @@ line.
 """
 
 import asyncio
+import errno
 import pickle
 import socket
 import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +19,11 @@ from worldloom.core.exceptions import StateError
 from worldloom_dist.actors.acting import ActRequest
 from worldloom_dist.interfaces import Inference
 from worldloom_dist.rpc import connection as line_module
+from worldloom_dist.rpc import handshake
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
-from worldloom_dist.rpc.connection import KEY_BYTES, Endpoint, RpcClient
-from worldloom_dist.rpc.handshake import NONCE_BYTES, PROOF_BYTES
+from worldloom_dist.rpc.connection import KEY_BYTES, Endpoint, Listening, RpcClient, RpcServer
+from worldloom_dist.rpc.handshake import HANDSHAKE_S, NONCE_BYTES, PROOF_BYTES
 
 
 def test_questions_are_answered_by_number_whatever_the_order_of_the_answers() -> None:
@@ -116,6 +120,26 @@ def test_server_that_does_not_know_the_key_is_not_asked() -> None:
         thread.join(10)
 
 
+def test_a_server_that_tells_its_proof_byte_by_byte_has_no_more_time(monkeypatch) -> None:
+    now = iter((0.0, 0.0, HANDSHAKE_S + 1.0))  # when it begins, before the first byte, after it
+    clock = SimpleNamespace(monotonic=lambda: next(now), sleep=time.sleep)
+    monkeypatch.setattr(handshake, "time", clock)
+    with socket.create_server(("127.0.0.1", 0)) as slow:
+
+        def tell() -> None:
+            line, _ = slow.accept()
+            with line:
+                line.sendall(b"x")
+                line.recv(1)
+
+        thread = threading.Thread(target=tell)
+        thread.start()
+        endpoint = Endpoint("127.0.0.1", slow.getsockname()[1], b"k" * KEY_BYTES)
+        with pytest.raises(TimeoutError, match="no proof of the key came within 10 s"):
+            handshake.connect(endpoint, None)
+        thread.join(20)
+
+
 def test_silent_server_is_asked_again_and_then_given_up() -> None:
     with serving() as server:
         server.holds = True
@@ -183,6 +207,44 @@ def test_event_loop_calls_over_ray_when_nothing_connects() -> None:
         ray.told = server.address._replace(key=b"k" * KEY_BYTES)
         asyncio.run(play(ray))
         assert ray.acted == 1
+
+
+def test_ray_stands_in_where_the_role_can_open_no_socket_and_it_tries_again(monkeypatch) -> None:
+    class Full(NoRay):
+        def call(self, method, *args):
+            if method is Listening.address:
+                raise OSError(errno.EMFILE, "too many open files")
+            return super().call(method, *args)
+
+    with serving() as server:
+        ray = Full(server)
+        assert envs_of(RpcClient(ray, Inference.act, 10.0, 10.0).call(request_of(1))) == [1]
+        assert envs_of(asyncio.run(AsyncRpcClient(ray, Inference.act).call(request_of(2)))) == [2]
+        assert ray.acted == 2
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        role = RpcServer(no_one, is_private=True)
+        create = loop.create_server
+        opened = []
+
+        async def second_time(*given):
+            if not opened:
+                opened.append(None)
+                raise OSError(errno.EMFILE, "too many open files")
+            opened.append(await create(*given))
+            return opened[-1]
+
+        monkeypatch.setattr(loop, "create_server", second_time)
+        with pytest.raises(OSError, match="too many open files"):
+            await role.address()
+        assert (await role.address()).port > 0
+        opened[1].close()
+
+    async def no_one(_):
+        raise AssertionError
+
+    asyncio.run(work())
 
 
 def test_failure_of_the_role_reaches_the_caller_with_its_reason() -> None:
