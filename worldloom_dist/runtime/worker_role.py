@@ -148,6 +148,7 @@ class WorkerRole:
         }
         status["open_rows"] = self._worker.open_rows if self._worker else 0
         status["quarantined"] = dict(self._worker.quarantined) if self._worker else {}
+        status["lost_tasks"] = dict(self._worker.lost_tasks) if self._worker else {}
         limit = {"step": config.actors.step_timeout_s, "reset": config.actors.reset_timeout_s}.get(
             self._doing
         )
