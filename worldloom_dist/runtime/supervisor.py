@@ -366,6 +366,8 @@ class Supervisor:
             if role.status.get("stack"):
                 logger.warning("%s hangs; its stack:\n%s", role.name, role.status["stack"])
             role._worked_s -= min(role._worked_s, float(role.status.get("seconds", 0.0)))
+            if role.status.get("doing") == "starting":
+                role.ready_at = None  # it answered, and never began to work
             self.died(role, stuck, by_deadline=True)
 
     def _pass_on(self, role: Role, status: dict[str, Any]) -> None:

@@ -220,3 +220,18 @@ def test_a_driver_that_was_stopped_leaves_roles_their_time_to_leave(monkeypatch)
         clock.now += 1.0
         supervisor.poll(0.0)
     assert role.handle is None
+
+
+def test_a_worker_whose_env_is_never_built_is_given_up_with_the_reason(monkeypatch) -> None:
+    clock = Clock(monkeypatch)
+    supervisor = Supervisor(max_restarts=20, window_s=600.0)
+    role = watched()
+    for failures in range(1, MAX_VAIN_STARTS + 2):
+        clock.status = {"doing": "starting", "seconds": 100.0}
+        clock.pass_for(supervisor, role, 100)
+        assert role.is_up, "it answers"
+        clock.status |= {"seconds": 181.0, "stuck": "its env was not built within 181 s"}
+        while len(role.deaths) < failures:
+            clock.pass_for(supervisor, role, 1)
+        assert role.is_given_up == (failures > MAX_VAIN_STARTS)
+    assert role.last_failure == "its env was not built within 181 s"
