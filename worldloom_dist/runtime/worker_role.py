@@ -43,9 +43,10 @@ from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.log_forwarder import LogForwarder, stack_of
 from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
 from worldloom_dist.runtime.shard_client import ShardWriter
+from worldloom_dist.runtime.supervisor import PINGS_PER_S, STOOD_STILL_S
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["WorkerRole", "overdue", "wait_for_weights"]
+__all__ = ["WorkerRole", "overdue", "stood_still", "wait_for_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class WorkerRole:
         self._log_forwarder = LogForwarder().listen()
         self._memory = worker_memory(plan)
         self._doing = "starting"
-        self._since = time.monotonic()
+        self._since = self._asked_at = time.monotonic()
         self._steps = self._waiting = self._thread = 0
         self._flush = Interval(flush_interval_s(plan.config.workers))
         self._worker: RolloutWorker | GroupedWorker | None = None
@@ -138,7 +139,11 @@ class WorkerRole:
         that is past its deadline.
         """
         self._reporter.beat()
-        seconds = time.monotonic() - max(self._since, self._writer.waited_until)
+        now = time.monotonic()
+        if stood_still(now - self._asked_at, self._plan.config.workers):
+            self._since = now  # the env was stopped, too
+        self._asked_at = now
+        seconds = now - max(self._since, self._writer.waited_until)
         status = {
             "pid": os.getpid(),
             "doing": self._doing,
@@ -251,6 +256,17 @@ class WorkerRole:
         self._reporter.emit(
             with_planner(worker.drain_metrics(), self._plan.spec.acting), {"episodes": episodes}
         )
+
+
+def stood_still(silence_s: float, workers: int) -> bool:
+    """True when a worker was stopped for a while (Ctrl-Z, a batch system that suspends it), or who
+    asks it was.
+
+    Args:
+        silence_s: Since it was asked last.
+        workers: Of the run; many of them are asked less often.
+    """
+    return silence_s > max(STOOD_STILL_S, 4 * workers / PINGS_PER_S)
 
 
 def overdue(config: RunConfig, doing: str, seconds: float) -> str:
