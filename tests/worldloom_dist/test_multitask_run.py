@@ -383,6 +383,30 @@ def test_a_task_that_lost_its_last_env_is_told(
     assert "task 'ill'" in quarantined["worker-0/env-1"]
 
 
+def test_a_task_that_is_broken_for_ever_takes_no_other_one_of_its_env_with_it(
+    mortal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fewer envs than tasks, so that one plays them in turn."""
+    monkeypatch.setattr(MortalEnv, "STEPS", 3)
+    mortal.write_text(mortal.read_text() + '\n[other]\nenv = "toy:counting"', encoding="utf-8")
+    words = [*TINY["tdmpc2:ci"], "--env", f"mt:{mortal}"]
+    more = ["--env-steps", "300", "--actors.max-env-failures", "2"]
+    run = start(tmp_path / "run", *words, *more)
+    MortalEnv.healthy = 0
+    assert run.run() == "completed"
+    told = [record.getMessage() for record in caplog.records if "no env is left" in record.msg]
+    (sentence,) = told
+    assert "plays task ill" in sentence
+    assert "task 'ill': RuntimeError: broken on purpose" in sentence
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["quarantined"].keys() == {"worker-0/env-0/ill"}
+    steps = {
+        task: run.report.snapshot.get(f"task_agent_steps_total{{task={task}}}", 0)
+        for task in ("well", "ill", "other")
+    }
+    assert min(steps["well"], steps["other"]) > 10
+
+
 def test_a_task_whose_env_dies_costs_evaluations_and_the_others_are_trained_to_the_end(
     mortal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

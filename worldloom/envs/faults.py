@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -31,12 +31,15 @@ class EnvFault:
             ``died`` (its process ended), ``memory`` (it held too much and was ended).
         detail: What happened, in one line.
         is_quarantined: True when this failure was one too many: the env is not built again.
+        lost_task: The one of several tasks that the env leaves out from now on instead, and goes
+            on with the others; else empty.
     """
 
     env: int
     kind: FaultKind
     detail: str
     is_quarantined: bool
+    lost_task: str = ""
 
 
 class FailureTracker:
@@ -54,44 +57,65 @@ class FailureTracker:
         self._limits = limits
         self._backoff = Backoff(limits.backoff_s, limits.max_backoff_s)
         self._clock = clock
-        self._times: list[deque[float]] = [deque() for _ in range(num_envs)]
+        self._failures: list[deque[tuple[float, str]]] = [deque() for _ in range(num_envs)]
         self._faults: list[EnvFault] = []
         self._quarantined: dict[int, EnvFault] = {}
         self._due_s = [0.0] * num_envs
         self._last_detail = ""
 
-    def record(self, env: int, kind: FaultKind, detail: str) -> None:
+    def record(
+        self, env: int, kind: FaultKind, detail: str, task: str = "", *, plays_others: bool = False
+    ) -> str:
         """Enter a failure and set when the env may be built again.
+
+        Args:
+            env, kind, detail: As in :class:`EnvFault`.
+            task: Of several, the one that was played.
+            plays_others: True when the env plays others, too: where it fails too often it leaves
+                out the one that failed most, and only where there is no other goes into quarantine.
+
+        Returns:
+            The task that is left out from now on; empty for none.
 
         Raises:
             EnvFailureError: If this was the last env that was not in quarantine.
         """
         now = self._clock()
-        times = self._times[env]
-        while times and now - times[0] > self._limits.failure_window_s:
-            times.popleft()
-        times.append(now)
-        fault = EnvFault(env, kind, detail, len(times) >= self._limits.max_failures)
+        failures = self._failures[env]
+        while failures and now - failures[0][0] > self._limits.failure_window_s:
+            failures.popleft()
+        failures.append((now, task))
+        count = len(failures)
+        is_too_often = count >= self._limits.max_failures
+        lost_task = ""
+        if is_too_often and plays_others:
+            lost_task = Counter(name for _, name in failures).most_common(1)[0][0]
+            failures.clear()
+        fault = EnvFault(env, kind, detail, is_too_often and not plays_others, lost_task)
         self._faults.append(fault)
         if fault.is_quarantined:
             self._quarantined[env] = fault
-        self._due_s[env] = now + self._backoff.pause_after_s(len(times))
-        is_known = detail == self._last_detail and not fault.is_quarantined
+        self._due_s[env] = now + self._backoff.pause_after_s(len(failures))
+        end = ", in quarantine now" if fault.is_quarantined else ""
+        if lost_task:
+            end = f", goes on without task {lost_task!r}"
+        is_known = detail == self._last_detail and not end
         logger.log(
             logging.DEBUG if is_known else logging.WARNING,
             "env %d %s (failure %d in the window)%s: %s",
             env,
             SAYS.get(kind, kind),
-            len(times),
-            ", in quarantine now" if fault.is_quarantined else "",
+            count,
+            end,
             "as before" if detail == self._last_detail else detail,
         )
         self._last_detail = detail
-        if len(self._quarantined) == len(self._times):
+        if len(self._quarantined) == len(self._failures):
             raise EnvFailureError(
-                f"no env is left of {len(self._times)}; the last failure: env {env} "
+                f"no env is left of {len(self._failures)}; the last failure: env {env} "
                 f"{SAYS.get(kind, kind)}: {detail}"
             )
+        return lost_task
 
     def is_quarantined(self, env: int) -> bool:
         """True when the env is not built again."""

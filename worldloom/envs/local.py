@@ -63,7 +63,7 @@ class LocalVectorEnv:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._build = build
-        self._cycles = cycles
+        self._cycles = [tuple(cycle) for cycle in cycles]
         self._seed = seed
         self._sleep = sleep
         self._book = FailureTracker(limits or EnvLimits(), num_envs, clock)
@@ -236,13 +236,25 @@ class LocalVectorEnv:
         row.clear(index)
         if broken is not None:
             _close(broken)  # it may fail at anything, and is thrown away in either case
-        self._book.record(index, "raised", error_text(error))
+        self._record(index, broken, error_text(error))
         if self._book.wait_s(index) == 0:
             try:
                 self._rebuild(row, index)
             # the same edge; its back-off is longer now, so this ends
             except FOREIGN_ERRORS as again:
                 self._fail(row, index, again)
+
+    def _record(self, index: int, broken: EnvAdapter | TaskAdapter | None, why: str) -> None:
+        """Enter a failure; of several tasks, one that fails again and again is left out."""
+        if not self._cycles:
+            self._book.record(index, "raised", why)
+            return
+        cycle = self._cycles[index]
+        task: int = cycle[0] if broken is None else broken.task  # type: ignore[union-attr]
+        names = [one.name for one in self.spec.tasks]
+        plays_others = len(cycle) > 1
+        lost = self._book.record(index, "raised", why, names[task], plays_others=plays_others)
+        self._cycles[index] = tuple(one for one in cycle if names[one] != lost)
 
 
 def _close(env: EnvAdapter | TaskAdapter) -> BaseException | None:

@@ -33,6 +33,7 @@ from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.faults import EnvFault, FailureTracker, FaultKind
 from worldloom.envs.memory import LOOK_EVERY_S, MemoryWatch
 from worldloom.envs.process import EnvProcess
+from worldloom.envs.tasks import next_place
 from worldloom.envs.vector import EnvStep, env_seed
 
 __all__ = ["SupervisedVectorEnv"]
@@ -42,8 +43,6 @@ STEPS_REMEMBERED = 32
 """An env is late after this multiple of the median of the last steps, if that is longer than
 ``EnvLimits.grace_s``.
 """
-NAMED_TASKS = 5
-"""Most of an env's tasks that are named where one of them failed."""
 
 
 class _Phase(Enum):
@@ -61,6 +60,9 @@ class _Slot:
     deadline_s: float = 0.0
     doing: str = "start"  # what the deadline is for: start (up to the first row), reset or step
     rebuilds: int = 0
+    is_built: bool = False
+    place: int = 0  # in the env's cycle of tasks: the one that is built, later the one played
+    first_place: int = 0  # the one that is played first, once all is built
 
 
 class SupervisedVectorEnv:
@@ -92,7 +94,7 @@ class SupervisedVectorEnv:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
-        self._cycles = cycles
+        self._cycles = [tuple(cycle) for cycle in cycles]
         self._seed = seed
         self._clock = clock
         limits = limits or EnvLimits()
@@ -288,6 +290,8 @@ class SupervisedVectorEnv:
             self._fail(index, "raised", content[0])
         elif kind == "spec":
             self._spec = content[0]
+            slot.is_built = True
+            slot.place = slot.first_place
         else:
             assert row is not None
             obs, reward, terminated, truncated = content
@@ -306,13 +310,11 @@ class SupervisedVectorEnv:
         self._fail(index, "hung", self._told(index, why))
 
     def _told(self, index: int, why: str) -> str:
-        """What happened to a process, with the tasks that it played: it cannot say which it was."""
-        if not self._cycles:
-            return why
-        names = list(self._config.tasks)
-        played = [names[task] for task in self._cycles[index][:NAMED_TASKS]]
-        more = "" if len(played) == len(self._cycles[index]) else ", ..."
-        return f"task{'s' if len(played) > 1 else ''} {', '.join(map(repr, played))}{more}: {why}"
+        """What happened to a process, with the task that it played: it cannot say so any more."""
+        return f"task {self._task_of(index)!r}: {why}" if self._cycles else why
+
+    def _task_of(self, index: int) -> str:
+        return list(self._config.tasks)[self._cycles[index][self.slots[index].place]]
 
     def _fail(self, index: int, kind: FaultKind, detail: str) -> None:
         slot = self.slots[index]
@@ -320,7 +322,15 @@ class SupervisedVectorEnv:
             slot.process.kill()
         slot.process = None
         slot.phase = _Phase.DOWN
-        self._book.record(index, kind, detail)
+        if not self._cycles:
+            self._book.record(index, kind, detail)
+            return
+        cycle = self._cycles[index]
+        played = self._task_of(index)
+        lost = self._book.record(index, kind, detail, played, plays_others=len(cycle) > 1)
+        if lost:
+            names = list(self._config.tasks)
+            self._cycles[index] = tuple(task for task in cycle if names[task] != lost)
 
     def _relaunch_due(self) -> None:
         for index, slot in enumerate(self.slots):
@@ -328,12 +338,16 @@ class SupervisedVectorEnv:
                 slot.rebuilds += 1
                 self._launch(index)
                 if self._started and slot.process is not None:
-                    slot.process.ask(("reset", env_seed(self._seed, index, slot.rebuilds)))
+                    seed = env_seed(self._seed, index, slot.rebuilds)
+                    slot.process.ask(("reset", seed))
+                    self._note_turn(index, seed)
 
     def _launch(self, index: int) -> None:
         slot = self.slots[index]
         slot.process = EnvProcess(self._config, self._cycles[index] if self._cycles else ())
         slot.phase = _Phase.STARTING
+        slot.is_built = False
+        slot.place = slot.first_place = 0
         self._set_deadline(slot, "start")
 
     def ask(self, index: int, request: str, argument: Any) -> None:
@@ -342,10 +356,21 @@ class SupervisedVectorEnv:
         if slot.process is None:
             return
         slot.process.ask((request, argument))
+        if request == "reset":
+            self._note_turn(index, argument)
         slot.asked_s = self._clock()
         if slot.phase is not _Phase.STARTING:
             self._set_deadline(slot, request)
         slot.phase = _Phase.BUSY
+
+    def _note_turn(self, index: int, seed: int | None) -> None:
+        """Whose turn it is with a reset that was asked for, as its process sees it."""
+        if not self._cycles:
+            return
+        slot = self.slots[index]
+        slot.first_place = next_place(self._cycles[index], slot.place, seed)
+        if slot.is_built:
+            slot.place = slot.first_place
 
     def _set_deadline(self, slot: _Slot, doing: str) -> None:
         slot.doing = doing

@@ -17,7 +17,7 @@ from worldloom.core.exceptions import (
 from worldloom.core.specs import ACTION, OBS, TASK, EnvSpec, TaskSpec
 from worldloom.envs.building import FOREIGN_ERRORS, EnvBuildError, error_text
 from worldloom.envs.config import EnvConfig
-from worldloom.envs.tasks import joined_spec
+from worldloom.envs.tasks import joined_spec, next_place
 from worldloom.envs.vector import env_seed
 from worldloom.envs.wrappers import EnvAdapter
 
@@ -78,6 +78,11 @@ class TaskAdapter:
         self._seed: int | None = None
         self._seeded: set[int] = set()
 
+    @property
+    def task(self) -> int:
+        """The task that is played, or that could not be."""
+        return self._cycle[self._place]
+
     def take_turns(self, cycle: Sequence[int]) -> None:
         """Play these tasks, one after the other; builds the env of the first one.
 
@@ -90,10 +95,8 @@ class TaskAdapter:
 
     def reset(self, seed: int | None = None) -> dict[str, np.ndarray]:
         """Start an episode of the next task; with a seed, of one that the seed says."""
-        if seed is None:
-            self._place = (self._place + 1) % len(self._cycle)
-        else:
-            self._place = seed % len(self._cycle)
+        self._place = next_place(self._cycle, self._place, seed)
+        if seed is not None:
             self._seed = seed
             self._seeded = set()
         task = self._cycle[self._place]

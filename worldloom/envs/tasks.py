@@ -28,6 +28,7 @@ __all__ = [
     "check_one_task",
     "has_sizes",
     "joined_spec",
+    "next_place",
     "read_tasks",
     "task_of",
     "task_specs",
@@ -106,6 +107,13 @@ def turns(num_tasks: int, *, envs: Sequence[int], all_envs: int) -> list[tuple[i
     """
     cycle = num_tasks // math.gcd(all_envs, num_tasks)
     return [tuple((n + k * all_envs) % num_tasks for k in range(cycle)) for n in envs]
+
+
+def next_place(cycle: Sequence[int], place: int, seed: int | None) -> int:
+    """Whose turn in a cycle it is at a reset: the next one's, or with a seed the one's that the
+    seed says.
+    """
+    return (place + 1) % len(cycle) if seed is None else seed % len(cycle)
 
 
 def has_sizes(config: EnvConfig) -> bool:

@@ -79,6 +79,15 @@ class GroupedWorker:
         }
 
     @property
+    def lost_tasks(self) -> dict[tuple[int, str], str]:
+        """Tasks that an env leaves out, numbered likewise."""
+        return {
+            (group.first_env + env, task): why
+            for group in self.groups
+            for (env, task), why in group.lost_tasks.items()
+        }
+
+    @property
     def has_deadlines(self) -> bool:
         """True when the envs end those of them that hang."""
         return all(group.has_deadlines for group in self.groups)

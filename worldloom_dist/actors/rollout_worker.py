@@ -86,6 +86,7 @@ class RolloutWorker:
     Attributes:
         agent_steps, rows: Decisions whose result was written, and rows written.
         quarantined: Envs that failed too often and are not built again, with the last failure.
+        lost_tasks: Likewise the tasks that an env leaves out, by env and name.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class RolloutWorker:
         self._reported_blocked_s = 0.0
         self.agent_steps = self.rows = 0
         self.quarantined: dict[int, str] = {}
+        self.lost_tasks: dict[tuple[int, str], str] = {}
 
     @property
     def env_steps(self) -> int:
@@ -448,6 +450,8 @@ class RolloutWorker:
             self._end_episode(fault.env, "error")
             if fault.is_quarantined:
                 self.quarantined[fault.env] = f"{fault.kind}: {fault.detail}"
+            if fault.lost_task:
+                self.lost_tasks[fault.env, fault.lost_task] = f"{fault.kind}: {fault.detail}"
 
     def _has_weights(self) -> bool:
         return self._acting.version != NO_POLICY

@@ -124,14 +124,21 @@ class LocalWorkers:
 
     @property
     def quarantined(self) -> dict[str, str]:
-        """Workers that are left out, and envs that are not built again, with the reason."""
+        """Workers that are left out, envs that are not built again, and tasks that an env leaves
+        out, with the reason.
+        """
         workers = {f"worker-{slot}": why for slot, why in self.given_up.items()}
         envs = {
             f"worker-{worker.slot}/env-{env}": why
             for worker in self.workers
             for env, why in worker.quarantined.items()
         }
-        return {**workers, **envs}
+        tasks = {
+            f"worker-{worker.slot}/env-{env}/{task}": why
+            for worker in self.workers
+            for (env, task), why in worker.lost_tasks.items()
+        }
+        return {**workers, **envs, **tasks}
 
     def close(self) -> None:
         """Close the envs."""

@@ -97,7 +97,8 @@ class Report:
         earlier: The summary of the run before a resume, ``{}`` for a new run.
 
     Attributes:
-        quarantined: Envs and workers that are not started again, with the reason.
+        quarantined: Envs and workers that are not started again, and tasks that an env leaves out,
+            with the reason.
         inference: ``where`` the policy runs, and ``why``.
         gateway: What gateways have counted; empty without any.
         left_out: Files that could not be imported, with the reason.

@@ -67,12 +67,13 @@ class TaskWatch:
         """Warn once of each task that was lost.
 
         Args:
-            quarantined: Workers and envs that are not started again, with the reason.
+            quarantined: Workers and envs that are not started again, and tasks that an env leaves
+                out, with the reason.
         """
         if not quarantined:
             return
         for task, players in self._players.items():
-            if any(worker not in quarantined and env not in quarantined for worker, env in players):
+            if any(not _lost_by(quarantined, worker, env, task) for worker, env in players):
                 self._lost.discard(task)
             elif players and task not in self._lost:
                 self._lost.add(task)
@@ -81,8 +82,14 @@ class TaskWatch:
                     "no env is left that plays task %s, so that it is trained on its old rows "
                     "alone (%s); mend its env and resume the run",
                     task,
-                    quarantined.get(env) or quarantined[worker],
+                    _lost_by(quarantined, worker, env, task),
                 )
+
+
+def _lost_by(quarantined: Mapping[str, str], worker: str, env: str, task: str) -> str:
+    """Why an env of a worker does not play a task any more; empty while it does."""
+    names = (f"{env}/{task}", env, worker)
+    return next((quarantined[name] for name in names if name in quarantined), "")
 
 
 def task_problem(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

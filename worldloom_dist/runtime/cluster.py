@@ -220,8 +220,11 @@ def _connect(address: str | None, folder: Path | None, run_id: str) -> None:
         former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
         try:
             ray.init(object_store_memory=STORE_BYTES, **local, **common)
-        except Exception as error:  # Ray raises that itself, where a server of it is late
-            end_processes(marked(folder))
+        except BaseException as error:
+            end_processes(marked(folder))  # those that live would go on writing there
+            if not isinstance(error, Exception):  # a second Ctrl-C
+                raise
+            # Ray raises that itself, where a server of it is late
             raise TrainingError(
                 f"Ray did not start on this machine ({first_line(error)}); it may be too busy (its "
                 f"load is {os.getloadavg()[0]:.0f}), or "

@@ -83,7 +83,7 @@ class RemoteEvaluator:
         reference = self._open
         self._open = None
         if not ready:
-            ray.kill(self._supervisor.roles["evaluator-0"].handle)
+            self._end_process()
             raise EvaluationFailedError(
                 f"its evaluator did not answer for {self.most_s:.0f} s and is replaced"
             )
@@ -110,7 +110,7 @@ class RemoteEvaluator:
         self._open = self._found = None
         if not ready:
             logger.warning("the model was not held against the evaluation within %.0f s", MODEL_S)
-            ray.kill(self._supervisor.roles["evaluator-0"].handle)
+            self._end_process()
             return found
         try:
             said: dict[str, Any] = ray.get(reference)
@@ -123,6 +123,12 @@ class RemoteEvaluator:
         """Look after the roles for a moment."""
         self._supervisor.poll(POLL_S)
 
+    def _end_process(self) -> None:
+        """End the evaluator's process, unless the supervisor has done so."""
+        handle = self._supervisor.roles["evaluator-0"].handle
+        if handle is not None:
+            ray.kill(handle)
+
     def note_score(self, return_mean: float) -> None:
         """Tell the learner, which writes the checkpoints."""
         learner = next(iter(self._supervisor.of_kind("learner")), None)
@@ -130,6 +136,16 @@ class RemoteEvaluator:
             self._noted = submit(learner.handle, Learner.note_score, return_mean)
 
     def close(self) -> None:
-        """Wait until the learner has noted the last score."""
-        if self._noted is not None:
-            ray.wait([self._noted], timeout=DEADLINES.note_score_s)
+        """Wait until the learner has noted the last score; say so where it has not, because the
+        checkpoint ``best`` is an older one then.
+        """
+        if self._noted is None:
+            return
+        try:
+            ray.get(self._noted, timeout=DEADLINES.note_score_s)
+        except RayError as error:
+            logger.warning(
+                "the last score was not noted, so that its checkpoint is not kept as 'best' where "
+                "it would be: %s",
+                last_line(error),
+            )

@@ -47,6 +47,8 @@ MAX_QUICK_ENV_LOSSES = 3
 rebuilt in the process that ended, so a new process does not help."""
 PINGS_PER_S = 16.0
 """Pings of all roles together; with more roles each of them is asked less often."""
+STOOD_STILL_S = 20.0
+"""Between two looks; longer than any call of the driver keeps it from the next one."""
 
 
 @dataclass
@@ -155,6 +157,7 @@ class Supervisor:
         self.restarts: Counter[str] = Counter()
         self._max_restarts = max_restarts
         self._window_s = window_s
+        self._looked_at = time.monotonic()
 
     def add(self, role: Role) -> None:
         """Start a role and keep it up from now on."""
@@ -178,6 +181,7 @@ class Supervisor:
             if by_line[line].line is line:  # else its group was restarted a moment ago
                 self.ended(by_line[line])
         now = time.monotonic()
+        self._forgive_own_stillness(now)
         for role in list(self.roles.values()):
             if (
                 role.handle is None
@@ -189,6 +193,17 @@ class Supervisor:
                 self._left(role)
             elif role.handle is not None:
                 self.check_ping(role, now)
+
+    def _forgive_own_stillness(self, now: float) -> None:
+        """When this process was stopped for a while (Ctrl-Z, a batch system that suspends it), no
+        one was silent: answers are on their way, or the roles were stopped, too.
+        """
+        if now - self._looked_at > STOOD_STILL_S:
+            for role in self.roles.values():
+                role._asked_at = now
+                if role._leave_by is not None:
+                    role._leave_by = now + DEADLINES.leave_s
+        self._looked_at = now
 
     def forget(self, role: Role) -> None:
         """Look after a role no more; its process goes on."""
@@ -351,6 +366,8 @@ class Supervisor:
             if role.status.get("stack"):
                 logger.warning("%s hangs; its stack:\n%s", role.name, role.status["stack"])
             role._worked_s -= min(role._worked_s, float(role.status.get("seconds", 0.0)))
+            if role.status.get("doing") == "starting":
+                role.ready_at = None  # it answered, and never began to work
             self.died(role, stuck, by_deadline=True)
 
     def _pass_on(self, role: Role, status: dict[str, Any]) -> None:

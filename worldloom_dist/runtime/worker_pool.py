@@ -135,12 +135,18 @@ class WorkerPool:
 
     @property
     def quarantined(self) -> dict[str, str]:
-        """Envs and workers that are not started again, with the last failure."""
+        """Envs and workers that are not started again, and tasks that an env leaves out, with the
+        last failure.
+        """
         found = {role.name: role.last_failure for role in self.workers if role.is_given_up}
         for role in self.workers:
             found |= {
                 f"{role.name}/env-{env}": why
                 for env, why in role.status.get("quarantined", {}).items()
+            }
+            found |= {
+                f"{role.name}/env-{env}/{task}": why
+                for (env, task), why in role.status.get("lost_tasks", {}).items()
             }
         return found
 

@@ -35,6 +35,7 @@ from worldloom_dist.ports import StepPermit, StepQuestion, WeightSource
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import RpcClient
 from worldloom_dist.run.builders import build_grouped_worker, build_policy, worker_memory
+from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
@@ -42,9 +43,10 @@ from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.log_forwarder import LogForwarder, stack_of
 from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
 from worldloom_dist.runtime.shard_client import ShardWriter
+from worldloom_dist.runtime.supervisor import PINGS_PER_S, STOOD_STILL_S
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["WorkerRole", "wait_for_weights"]
+__all__ = ["WorkerRole", "overdue", "stood_still", "wait_for_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class WorkerRole:
         self._log_forwarder = LogForwarder().listen()
         self._memory = worker_memory(plan)
         self._doing = "starting"
-        self._since = time.monotonic()
+        self._since = self._asked_at = time.monotonic()
         self._steps = self._waiting = self._thread = 0
         self._flush = Interval(flush_interval_s(plan.config.workers))
         self._worker: RolloutWorker | GroupedWorker | None = None
@@ -136,9 +138,12 @@ class WorkerRole:
         """What it is doing, and the rows that would be lost now; ``stuck`` names a call of the env
         that is past its deadline.
         """
-        config = self._plan.config
         self._reporter.beat()
-        seconds = time.monotonic() - max(self._since, self._writer.waited_until)
+        now = time.monotonic()
+        if stood_still(now - self._asked_at, self._plan.config.workers):
+            self._since = now  # the env was stopped, too
+        self._asked_at = now
+        seconds = now - max(self._since, self._writer.waited_until)
         status = {
             "pid": os.getpid(),
             "doing": self._doing,
@@ -148,13 +153,12 @@ class WorkerRole:
         }
         status["open_rows"] = self._worker.open_rows if self._worker else 0
         status["quarantined"] = dict(self._worker.quarantined) if self._worker else {}
-        limit = {"step": config.actors.step_timeout_s, "reset": config.actors.reset_timeout_s}.get(
-            self._doing
-        )
+        status["lost_tasks"] = dict(self._worker.lost_tasks) if self._worker else {}
+        why = overdue(self._plan.config, self._doing, seconds)
         is_waiting = self._writer.is_waiting or self._waiting > 0
         has_deadlines = self._worker is not None and self._worker.has_deadlines
-        if limit is not None and seconds > limit and not (is_waiting or has_deadlines):
-            status["stuck"] = f"its env did not return from {self._doing} for {seconds:.0f} s"
+        if why and not (is_waiting or has_deadlines):
+            status["stuck"] = why
             status["stack"] = stack_of(self._thread)
         status["stuck"] = status["stuck"] or self._memory_complaint()
         status["node"] = self._node
@@ -252,6 +256,35 @@ class WorkerRole:
         self._reporter.emit(
             with_planner(worker.drain_metrics(), self._plan.spec.acting), {"episodes": episodes}
         )
+
+
+def stood_still(silence_s: float, workers: int) -> bool:
+    """True when a worker was stopped for a while (Ctrl-Z, a batch system that suspends it), or who
+    asks it was.
+
+    Args:
+        silence_s: Since it was asked last.
+        workers: Of the run; many of them are asked less often.
+    """
+    return silence_s > max(STOOD_STILL_S, 4 * workers / PINGS_PER_S)
+
+
+def overdue(config: RunConfig, doing: str, seconds: float) -> str:
+    """What a worker's env does not return from; empty while there is time.
+
+    Args:
+        config: Of the run.
+        doing: ``starting``, ``step``, ``reset`` or ``closing``.
+        seconds: Since when.
+    """
+    actors = config.actors
+    of_all = max(DEADLINES.start_s, actors.reset_timeout_s) * config.envs_per_worker
+    limits = {"step": actors.step_timeout_s, "reset": actors.reset_timeout_s}
+    if seconds <= limits.get(doing, of_all):
+        return ""
+    if doing == "starting":
+        return f"its env was not built within {seconds:.0f} s"
+    return f"its env did not return from {doing} for {seconds:.0f} s"
 
 
 def wait_for_weights(

@@ -156,3 +156,50 @@ class DawdlingEnv(CountingEnv):
 
     def _dawdle(self) -> None:
         time.sleep(0.2 if self._dice.random() < 1 / 8 else 0.0)
+
+
+class EverFaultyEnv(CountingEnv):
+    """Misbehaves in every episode while ``FAULTY_DIR/ill`` exists."""
+
+    def __init__(
+        self, in_step: Callable[[], Any] | None = None, in_reset: Callable[[], Any] | None = None
+    ) -> None:
+        super().__init__()
+        self._in_step = in_step
+        self._in_reset = in_reset
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        if self._in_reset is not None and _is_ill():
+            self._in_reset()
+        return super().reset(**kwargs)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self._in_step is not None and _is_ill():
+            self._in_step()
+        return super().step(action)
+
+
+def _is_ill() -> bool:
+    return (Path(os.environ["FAULTY_DIR"]) / "ill").exists()
+
+
+def _exit() -> None:
+    os._exit(3)
+
+
+def always_raises_in_reset() -> EverFaultyEnv:
+    return EverFaultyEnv(in_reset=_raise)
+
+
+def always_hangs_in_reset() -> EverFaultyEnv:
+    return EverFaultyEnv(in_reset=_sleep)
+
+
+def always_exits_in_step() -> EverFaultyEnv:
+    return EverFaultyEnv(_exit)
+
+
+def cannot_be_built_when_ill() -> EverFaultyEnv:
+    if _is_ill():
+        raise RuntimeError("no licence")
+    return EverFaultyEnv()

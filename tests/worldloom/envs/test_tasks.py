@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from worldloom.core.exceptions import ConfigurationError, StateError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError, StateError
 from worldloom.core.specs import TASK, EnvSpec
-from worldloom.envs.config import EnvConfig
+from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import build_tasks, env_spec, make_env, probe_env, probed
 from worldloom.envs.task_sets import TASK_SETS
 from worldloom.envs.tasks import joined_spec, read_tasks, turns, with_tasks
@@ -168,6 +168,65 @@ def test_a_failure_names_the_task(
         env.close()
     assert fault_seen.env == 1
     assert re.search(said, fault_seen.detail)
+
+
+@pytest.mark.parametrize(
+    ("fault", "processes", "kind"),
+    [
+        ("always_raises_in_reset", False, "raised"),
+        ("cannot_be_built_when_ill", False, "raised"),
+        ("always_raises_in_reset", True, "raised"),
+        ("cannot_be_built_when_ill", True, "raised"),
+        ("always_exits_in_step", True, "died"),
+        ("always_hangs_in_reset", True, "hung"),
+    ],
+)
+def test_a_task_that_always_fails_is_left_out_and_its_env_goes_on_with_the_others(
+    fault: str, processes: bool, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULTY_DIR", str(tmp_path))
+    bad = f"tests.worldloom.envs.faulty_envs:{fault}"
+    entries = {"point": "toy:point", "bad": bad, "counting": "toy:counting"}
+    tasks = {
+        name: {"name": name, "env": env, "settings": {"time_limit": 3}}
+        for name, env in entries.items()
+    }
+    config = probed(EnvConfig(env="mt:a.toml", tasks=tasks))
+    limits = EnvLimits(max_failures=2, backoff_s=0.001, reset_timeout_s=2.0)
+    env = make_env(config, num_envs=1, seed=21, processes=processes, limits=limits)
+    (tmp_path / "ill").touch()
+    try:
+        env.reset()
+        faults = []
+        action = {"action": np.zeros((1, 2), np.float32)}
+        while not any(fault.lost_task for fault in faults):
+            env.step(action)
+            faults += env.drain_faults()
+        assert {(fault.kind, fault.is_quarantined) for fault in faults} == {(kind, False)}
+        assert [fault.lost_task for fault in faults] == ["", "bad"]
+        assert all("task 'bad'" in fault.detail for fault in faults)
+        seen = Counter(int(env.step(action).obs[TASK][0]) for _ in range(40))
+        assert not env.drain_faults()
+    finally:
+        env.close()
+    assert set(seen) == {0, 2}
+
+
+def test_an_env_whose_last_task_fails_is_in_quarantine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULTY_DIR", str(tmp_path))
+    bad = "tests.worldloom.envs.faulty_envs:always_raises_in_reset"
+    tasks = {name: {"name": name, "env": bad, "settings": {}} for name in ("one", "two")}
+    config = probed(EnvConfig(env="mt:a.toml", tasks=tasks))
+    env = make_env(config, num_envs=1, seed=0, limits=EnvLimits(max_failures=3, backoff_s=0.001))
+    (tmp_path / "ill").touch()
+    with pytest.raises(EnvFailureError, match="no env is left of 1"):
+        env.reset()
+    *_, last = faults = env.drain_faults()
+    assert sum(bool(fault.lost_task) for fault in faults) == 1
+    assert last.is_quarantined
+    env.close()
 
 
 def test_a_saved_env_goes_on_in_the_middle_of_its_second_turn() -> None:

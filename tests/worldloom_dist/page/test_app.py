@@ -84,7 +84,6 @@ def test_nothing_else_of_the_folder_is_served_and_nothing_is_taken(tmp_path):
             assert ask(url + "/run.json", method)[0] == 404
 
 
-<<<<<<< HEAD
 def test_nothing_is_shown_that_a_link_in_the_folder_leads_to(tmp_path):
     folder = write_run(tmp_path / "run")
     (tmp_path / "mine.txt").write_text("first\nmy own secret\n")
@@ -97,7 +96,8 @@ def test_nothing_is_shown_that_a_link_in_the_folder_leads_to(tmp_path):
     with served(folder) as url:
         assert b"my own" not in ask(url + "/run.json")[2]
         assert ask(url + "/videos/best-0.gif")[0] == 404
-=======
+
+
 def test_numbers_and_names_that_are_too_long_are_no_fault_of_ours(tmp_path, caplog):
     folder = write_run(tmp_path / "run")
     (folder / "videos").mkdir()
@@ -119,7 +119,6 @@ def test_no_page_of_the_web_may_show_what_is_served_here(tmp_path):
     with served(folder) as url:
         for path in ("/", "/run.json", "/videos/best-0.gif", "/videos/none.gif"):
             assert ask(url + path)[1]["Cross-Origin-Resource-Policy"] == "same-origin", path
->>>>>>> wip-wire
 
 
 def test_the_password_of_the_metrics_guards_the_page(tmp_path):

@@ -181,6 +181,9 @@ def test_the_newest_video_of_each_kind_comes_first(tmp_path):
         "evaluation at 2,000 env steps",
         "evaluation at 1,000 env steps",
     ]
+    later = time.time() + 3600  # before the clock was set back
+    os.utime(tmp_path / "best-0.gif", (later, later))
+    assert [video["file"] for video in videos_of(tmp_path)].count("best-0.gif") == 1
     assert video_path(tmp_path, "best-0.gif") == tmp_path / "best-0.gif"
     for name in ("../best-0.gif", "index.jsonl", "nothing.gif", "", "/etc/passwd"):
         assert video_path(tmp_path, name) is None

@@ -110,6 +110,11 @@ def test_a_run_whose_process_is_gone_has_died(folder):
     assert read_view(folder).status == "died"
 
 
+def test_a_run_that_died_before_the_clock_was_set_back_has_died(folder):
+    age(folder, seconds=-3600)
+    assert read_view(folder).status == "died"
+
+
 def test_a_run_whose_lock_is_held_is_alive_however_long_it_is_silent(folder):
     (folder / "lock").touch()
     age(folder)

@@ -97,15 +97,33 @@ def test_a_temporary_folder_that_is_too_long_for_a_socket_is_passed_over(tmp_pat
 def test_a_ray_that_does_not_start_is_one_sentence_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    late = Exception("The current node timed out during startup. This could happen because ...")
+    says = r"^Ray did not start on this machine \(The current"
+    with pytest.raises(TrainingError, match=says):
+        start_in_vain(monkeypatch, late)
+
+
+def test_a_start_that_is_left_by_a_second_ctrl_c_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        start_in_vain(monkeypatch, KeyboardInterrupt())
+
+
+def start_in_vain(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """A start of Ray that fails when one of its servers is up."""
     started: list[subprocess.Popen] = []
 
-    def late(**_: object) -> None:
+    def fail(**_: object) -> None:
         started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
-        raise Exception("The current node timed out during startup. This could happen because ...")
+        raise error
 
-    monkeypatch.setattr(ray, "init", late)
-    says = r"^Ray did not start on this machine \(The current"
-    with pytest.raises(TrainingError, match=says), cluster.ray_cluster(None, "run"):
-        pass
-    with started[0] as server:
-        assert server.wait(10) == -signal.SIGKILL
+    monkeypatch.setattr(ray, "init", fail)
+    try:
+        with cluster.ray_cluster(None, "run"):
+            pytest.fail("it did not start")
+    finally:
+        with started[0] as server:
+            is_ended = server.poll() == -signal.SIGKILL
+            server.kill()
+        assert is_ended

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from tests.worldloom_dist.runtime.test_driver_end import Actor, FakeSupervisor, Reply, get
 from worldloom_dist.actors.videos import VideoReport
@@ -16,7 +16,7 @@ from worldloom_dist.ports import RowCounters
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.counts import Counts
-from worldloom_dist.run.evaluations import Evaluations
+from worldloom_dist.run.evaluations import EvaluationFailedError, Evaluations
 from worldloom_dist.run.plan import resolve
 from worldloom_dist.run.signals import StopFlag
 from worldloom_dist.runtime import policy_roles
@@ -155,6 +155,25 @@ def test_evaluator_that_does_not_answer_is_replaced(play, monkeypatch):
     run.all.look()
     assert len(run.killed) == 1
     assert "did not answer" in run.all.failure
+
+
+def test_evaluator_that_does_not_answer_and_has_been_ended_already_costs_one_evaluation(play):
+    run = play(RESULT)
+    run.all.evaluator.most_s = 0.0
+    run.ready["is"] = False
+    assert run.all.evaluator.begin(221, is_last=False)
+    run.supervisor.roles["evaluator-0"].handle = None
+    with pytest.raises(EvaluationFailedError, match="did not answer"):
+        run.all.evaluator.take()
+    assert run.killed == []
+
+
+@pytest.mark.parametrize("answer", [None, RayError("x\nthe learner died"), GetTimeoutError("late")])
+def test_a_last_score_that_no_learner_noted_is_told(play, caplog, answer):
+    run = play(RESULT)
+    run.supervisor.put("learner", 0, Actor(note_score=answer))
+    assert run.all.last(VERSION, StopFlag())["version"] == (1, 50)
+    assert ("is not kept as 'best'" in caplog.text) == (answer is not None)
 
 
 def test_run_without_an_evaluator_does_not_wait_for_one(play):

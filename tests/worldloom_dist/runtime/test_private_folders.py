@@ -1,6 +1,7 @@
 """Folders with a token are private, and go also where their launcher could not remove them."""
 
 import fcntl
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,42 @@ def test_a_folder_that_another_launcher_sweeps_away_in_the_making_is_made_again(
     assert mine.is_dir()
     assert mine not in swept
     release(mine)
+
+
+def test_what_was_written_while_a_folder_was_removed_goes_with_the_next_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = make_held(str(tmp_path))
+    (mine / "token").write_text("secret")
+    (mine / "ray/session/logs").mkdir(parents=True)
+    remove = shutil.rmtree
+
+    def and_written_again(path: Path, **more: bool) -> None:
+        remove(path, **more)
+        (mine / "ray/session/logs").mkdir(parents=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", and_written_again)
+        release(mine)
+    assert mine.exists()
+    assert not (mine / "token").exists()
+    ended: list[Path] = []
+    sweep([str(tmp_path)], ended.append)
+    assert ended == [mine]
+    assert not mine.exists()
+
+
+def test_a_folder_of_which_only_rays_part_is_left_goes_and_one_in_the_making_stays(
+    tmp_path: Path,
+) -> None:
+    rest = tmp_path / "wl-resthere"
+    (rest / "ray/session").mkdir(parents=True)
+    others = tmp_path / "wl-othersin"
+    (others / "ray").mkdir(parents=True)
+    (others / "notes").touch()
+    empty = tmp_path / "wl-emptyone"
+    empty.mkdir()
+    sweep([str(tmp_path)], lambda folder: None)
+    assert not rest.exists()
+    assert others.exists()
+    assert empty.exists()

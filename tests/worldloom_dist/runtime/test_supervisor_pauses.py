@@ -6,7 +6,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, TrainingError
+from worldloom_dist.interfaces import Process
 from worldloom_dist.runtime import supervisor as module
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.supervisor import (
     MAX_QUICK_ENV_LOSSES,
     MAX_VAIN_STARTS,
@@ -84,12 +86,15 @@ class Clock:
         self.status = status or {}
         self.is_silent = False
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(module, "submit", lambda *_: "ping")
+        monkeypatch.setattr(module, "submit", lambda _, method: method)
         monkeypatch.setattr(ray, "kill", lambda *_, **__: None)
         monkeypatch.setattr(ray, "get", lambda _: dict(self.status))
-        monkeypatch.setattr(
-            ray, "wait", lambda asked, **_: ([], asked) if self.is_silent else (asked, [])
-        )
+        monkeypatch.setattr(ray, "wait", self.answered)
+
+    def answered(self, asked, **_):
+        """Pings, unless it is silent; no role ends."""
+        pings = [one for one in asked if one is Process.ping and not self.is_silent]
+        return pings, [one for one in asked if one not in pings]
 
     def pass_for(self, supervisor: Supervisor, role: Role, seconds: float) -> None:
         """Poll once a second, and start it again when that is due."""
@@ -178,3 +183,55 @@ def test_a_name_that_is_not_free_yet_is_tried_again() -> None:
     role.start = start
     supervisor.start_role(role)
     assert role.start_at > time.monotonic()
+
+
+def test_a_driver_that_was_stopped_takes_no_role_for_silent(monkeypatch) -> None:
+    clock = Clock(monkeypatch)
+    supervisor = Supervisor(max_restarts=20, window_s=600.0)
+    role = watched()
+    supervisor.add(role)
+    supervisor.poll(0.0)
+    assert role.is_up
+    clock.is_silent = True  # it was asked, and then all processes were stopped for an hour
+    clock.now += 5.0
+    supervisor.poll(0.0)
+    clock.now += 3600.0
+    supervisor.poll(0.0)
+    assert role.is_up
+    for _ in range(int(role.ping_timeout_s) + 1):
+        clock.now += 1.0
+        supervisor.poll(0.0)
+    assert not role.is_up, "a role that says nothing now is silent"
+    assert role.last_failure == "it did not answer for 30 s"
+
+
+def test_a_driver_that_was_stopped_leaves_roles_their_time_to_leave(monkeypatch) -> None:
+    clock = Clock(monkeypatch)
+    supervisor = Supervisor(max_restarts=20, window_s=600.0)
+    role = watched()
+    supervisor.add(role)
+    supervisor.poll(0.0)
+    clock.is_silent = True
+    supervisor.move(role)
+    clock.now += 3600.0
+    supervisor.poll(0.0)
+    assert role.handle is not None, "it sends what is open"
+    for _ in range(int(DEADLINES.leave_s) + 1):
+        clock.now += 1.0
+        supervisor.poll(0.0)
+    assert role.handle is None
+
+
+def test_a_worker_whose_env_is_never_built_is_given_up_with_the_reason(monkeypatch) -> None:
+    clock = Clock(monkeypatch)
+    supervisor = Supervisor(max_restarts=20, window_s=600.0)
+    role = watched()
+    for failures in range(1, MAX_VAIN_STARTS + 2):
+        clock.status = {"doing": "starting", "seconds": 100.0}
+        clock.pass_for(supervisor, role, 100)
+        assert role.is_up, "it answers"
+        clock.status |= {"seconds": 181.0, "stuck": "its env was not built within 181 s"}
+        while len(role.deaths) < failures:
+            clock.pass_for(supervisor, role, 1)
+        assert role.is_given_up == (failures > MAX_VAIN_STARTS)
+    assert role.last_failure == "its env was not built within 181 s"

@@ -206,3 +206,10 @@ def test_quarantined_envs_are_named_by_worker_and_number(cluster: Cluster) -> No
     worker_pool.look()
     supervisor.roles["worker-1"].status["quarantined"] = {2: "hung: step took longer than 1 s"}
     assert worker_pool.quarantined == {"worker-1/env-2": "hung: step took longer than 1 s"}
+
+
+def test_tasks_that_an_env_leaves_out_are_named_with_it(cluster: Cluster) -> None:
+    worker_pool, supervisor, _ = fleet_of(cluster)
+    worker_pool.look()
+    supervisor.roles["worker-1"].status["lost_tasks"] = {(2, "ill"): "raised: broken"}
+    assert worker_pool.quarantined == {"worker-1/env-2/ill": "raised: broken"}
