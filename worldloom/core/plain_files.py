@@ -18,6 +18,7 @@ __all__ = [
     "check_plain",
     "check_size",
     "lies_here",
+    "names_in",
     "open_plain",
     "plain_lines",
     "read_open",
@@ -69,6 +70,23 @@ def lies_here(path: Path) -> bool:
     received must be no link: it could lead to any file of whom it is shown by.
     """
     return path.is_file() and not path.is_symlink()
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none where there is no folder.
+
+    ``Path.glob`` finds nothing in a folder that it may not list, as if nothing were there.
+
+    Raises:
+        OSError: If it cannot be listed, is no folder, or is a link that leads nowhere: a disk that
+            is away.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise
+        return []
 
 
 def read_plain(path: str | PathLike[str], most: int = MOST_BYTES) -> bytes:
