@@ -275,7 +275,7 @@ def write_text(path: Path, text: str, *, is_synced: bool = False) -> None:
     ``is_synced`` the new one is on the disk when this returns.
     """
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         if is_synced:
             sync(temporary)
     if is_synced:

@@ -52,7 +52,7 @@ def run_records(folder: Path) -> list[dict[str, Any]]:
 
 def _head(whole: RunFolder, config: RunConfig, env: str) -> dict[str, Any]:
     summary = whole.read_json("summary.json")
-    commands = (whole.path / "command.txt").read_text().strip().splitlines()
+    commands = (whole.path / "command.txt").read_text("utf-8", "replace").strip().splitlines()
     return {
         "kind": "run",
         "agent": config.agent,
@@ -65,7 +65,7 @@ def _head(whole: RunFolder, config: RunConfig, env: str) -> dict[str, Any]:
         "sittings": len(commands),
         "command": commands[0].split("  ", 1)[1].partition(" --run-dir")[0],
         "machine": {"cpu": cpu_name(), "platform": platform.platform()},
-        "versions": (whole.path / "versions.txt").read_text().split("\n"),
+        "versions": (whole.path / "versions.txt").read_text("utf-8").split("\n"),
     }
 
 
