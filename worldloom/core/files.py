@@ -43,6 +43,7 @@ __all__ = [
     "replacing",
     "replacing_together",
     "sync",
+    "turn",
     "write_json",
     "write_text",
 ]
@@ -81,7 +82,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = staging / path.name
         yield temporary
         if (path.parent / REPLACEMENT).is_dir():
-            with _turn(path.parent):
+            with turn(path.parent):
                 _move_in(path.parent)
         os.replace(temporary, path)
         staging.rmdir()
@@ -126,7 +127,7 @@ def _staging(place: Path, stem: str) -> Iterator[Path]:
             # the lock tells other writers that this one is alive; one that came before it removed
             # the folder
             with contextlib.suppress(FileNotFoundError):
-                alive.enter_context(_turn(staging))
+                alive.enter_context(turn(staging))
                 if staging.exists():
                     break
         try:
@@ -217,7 +218,7 @@ def _commit(staging: Path, folder: Path) -> None:
         else:
             sync(folder.parent)
             return
-    with _turn(folder):
+    with turn(folder):
         _move_in(folder)
         blocked = [path.name for path in staging.iterdir() if (folder / path.name).is_dir()]
         if blocked:
@@ -244,7 +245,7 @@ def _move_in(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _turn(folder: Path) -> Iterator[None]:
+def turn(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder; where there are no locks, writers are trusted to be alone."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
