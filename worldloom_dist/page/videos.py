@@ -33,7 +33,7 @@ def videos_of(folder: Path, *, is_live: bool = True) -> list[dict[str, Any]]:
             stat = path.stat()
         except OSError:  # old ones are deleted
             continue
-        if not is_live or time.time() - stat.st_mtime >= COMPLETE_AFTER_S:
+        if not is_live or abs(time.time() - stat.st_mtime) >= COMPLETE_AFTER_S:
             found.append((stat.st_mtime, path, stat.st_size))
     found.sort(key=lambda video: (-video[0], video[1].name))
     kinds = set[str]()

@@ -340,7 +340,7 @@ def _is_running(folder: Path) -> bool:
         ),
         default=0.0,
     )
-    return time.time() - newest < SILENT_S
+    return abs(time.time() - newest) < SILENT_S  # a clock may have been set back
 
 
 def is_locked(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """What the page of a run shows is what the run has written, and no more of it than fits."""
 
 import json
+import os
 import shlex
 
 import pytest
@@ -165,9 +166,13 @@ def test_the_page_names_the_run_as_it_is_typed(tmp_path):
     assert "worldloom status ${state.run.typed} says" in page_html()
 
 
-def test_the_newest_video_of_each_kind_comes_first(tmp_path):
-    import os
+def test_a_video_from_before_the_clock_was_set_back_is_shown_while_the_run_is_live(tmp_path):
+    (tmp_path / "best-0.gif").write_bytes(b"x")
+    os.utime(tmp_path / "best-0.gif", (4e9, 4e9))
+    assert [video["file"] for video in videos_of(tmp_path)] == ["best-0.gif"]
 
+
+def test_the_newest_video_of_each_kind_comes_first(tmp_path):
     names = ["eval-000001000-0.mp4", "eval-000002000-0.mp4", "open_loop-image-0000000500.gif"]
     for age, name in enumerate(
         reversed([*names, "best-0.gif", "eval-1-0.half.mp4", "index.jsonl"])
