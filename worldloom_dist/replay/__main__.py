@@ -36,6 +36,7 @@ from worldloom_dist.run.builders import build_shard
 from worldloom_dist.run.cli import read_config
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.plan import Plan, resolve
+from worldloom_dist.run.view import is_locked
 
 __all__ = ["main"]
 
@@ -109,6 +110,9 @@ def import_file(run_dir: Path, source: str) -> int:
         sys.stdout.write(
             f"{run_dir} is running: its shards store {source} within seconds; "
             "console.log says when\n"
+            if is_locked(run_dir / "lock")
+            else f"another import is at work in {run_dir}: {source} is stored when it is imported "
+            "again after that, or when the run goes on\n"
         )
         return 0
     except StateError as error:
