@@ -42,6 +42,7 @@ __all__ = [
     "remove_folder",
     "replacing",
     "replacing_together",
+    "staging_folder",
     "sync",
     "turn",
     "write_json",
@@ -78,7 +79,7 @@ def replacing(path: Path) -> Iterator[Path]:
     its own, and the one that ends last counts.
     """
     path = path.resolve() if path.is_symlink() else path
-    with _staging(path.parent, path.name) as staging:
+    with staging_folder(path.parent, path.name) as staging:
         temporary = staging / path.name
         yield temporary
         if (path.parent / REPLACEMENT).is_dir():
@@ -106,7 +107,7 @@ def replacing_together(folder: Path) -> Iterator[Path]:
     is_new = not folder.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     place, stem = (folder.parent, folder.name) if is_new else (folder, REPLACEMENT)
-    with _staging(place, stem) as staging:
+    with staging_folder(place, stem) as staging:
         yield staging
         for path in staging.iterdir():
             sync(path)
@@ -115,9 +116,9 @@ def replacing_together(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _staging(place: Path, stem: str) -> Iterator[Path]:
+def staging_folder(place: Path, stem: str) -> Iterator[Path]:
     """A new folder in ``place`` for one writer, which moves it or what is in it; removed when the
-    block fails, and by a later writer when this one is killed.
+    block fails, and by a later writer of the same ``stem`` when this one is killed.
     """
     _remove_abandoned(place, stem)
     with contextlib.ExitStack() as alive:
