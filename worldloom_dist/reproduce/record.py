@@ -4,8 +4,10 @@ its journals, its evaluations, and where it was made.
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,7 @@ def training_episodes(
 
 def _stored_chunks(folder: Path) -> list[StoredChunk]:
     """Every chunk of a run in the order of insertion (by wall time over shards)."""
-    found = []
+    found: list[tuple[float, StoredChunk]] = []
     for directory in shard_folders(folder / "replay"):
         chunks = [
             StoredChunk.unpack(record.payload)
@@ -131,5 +133,7 @@ def _stored_chunks(folder: Path) -> list[StoredChunk]:
                 f"{directory}: its first rows were evicted, so the curve would lack episodes; "
                 "train with --replay.capacity-steps of at least the rows of the run"
             )
-        found += chunks
-    return sorted(found, key=lambda stored: stored.inserted_s)
+        # a clock that is set back does not change the order within a shard
+        times = itertools.accumulate((chunk.inserted_s for chunk in chunks), max)
+        found += zip(times, chunks, strict=True)
+    return [chunk for _, chunk in sorted(found, key=itemgetter(0))]
