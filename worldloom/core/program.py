@@ -1,5 +1,6 @@
-"""How the command is called that a person has typed, and how it ends by Ctrl-C or when those who
-read its output have gone (``worldloom train --help | head``).
+"""How the command is called that a person has typed, and how it ends by Ctrl-C, by a
+file that it may not touch, or when those who read its output have gone (``worldloom train --help |
+head``).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ P = ParamSpec("P")
 
 def interruptible(main: Callable[P, int]) -> Callable[P, int]:
     """A command that Ctrl-C ends with one line and exit status 130, wherever it is, and a closed
-    standard output without a word and with 141.
+    standard output without a word and with 141. A file or folder that cannot be used is one
+    sentence and 1.
 
     Args:
         main: Returns the exit status.
@@ -32,7 +34,7 @@ def interruptible(main: Callable[P, int]) -> Callable[P, int]:
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
-        """``main``, or 130, or 141."""
+        """``main``, or 130, 141 or 1."""
         try:
             return main(*args, **kwargs)
         except KeyboardInterrupt:
@@ -42,6 +44,11 @@ def interruptible(main: Callable[P, int]) -> Callable[P, int]:
             if _is_read(sys.stdout):  # another pipe broke
                 raise
             return EXIT_NO_READER
+        except (ConnectionError, TimeoutError):  # of a network
+            raise
+        except OSError as error:
+            sys.stderr.write(f"error: {_sentence(error)}\n")
+            return 1
         finally:
             if not _is_read(sys.stdout):  # what waits in the buffer would be an error at exit
                 nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -49,6 +56,19 @@ def interruptible(main: Callable[P, int]) -> Callable[P, int]:
                 os.close(nowhere)
 
     return run
+
+
+def _sentence(error: OSError) -> str:
+    """What is wrong with a file or folder."""
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        return (
+            f"{error.filename} cannot be read or written ({reason}); give the rights to it, or "
+            "name another place"
+        )
+    if isinstance(error, FileNotFoundError):  # of os.getcwd
+        return "the folder that this was typed in is gone; go to another one"
+    return f"the output cannot be written ({reason}); free space, or name another place"
 
 
 def _is_read(stream: TextIO | None) -> bool:

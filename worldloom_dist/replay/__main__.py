@@ -24,7 +24,7 @@ from worldloom.core.exceptions import (
     WorldLoomError,
 )
 from worldloom.core.json_text import to_json
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom.core.sequence import Rows
 from worldloom.envs.tasks import check_one_task
 from worldloom_dist.replay.formats.episode_files import SOURCES, whole_name, write_episode_file
@@ -43,6 +43,7 @@ __all__ = ["main"]
 USAGE_ERRORS = (ConfigurationError, MissingDependencyError)
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -72,6 +73,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, USAGE_ERRORS) else 1
+    except BrokenPipeError:
+        raise
     except OSError as error:
         sys.stderr.write(
             f"error: {options.run_dir}: {error}; free space, or give the rights to "

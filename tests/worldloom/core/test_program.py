@@ -1,5 +1,6 @@
 """How a command ends that a person interrupts, or whose output is not read to its end."""
 
+import errno
 import importlib
 import os
 import subprocess
@@ -37,6 +38,10 @@ def test_ctrl_c_ends_a_command_with_one_line(capsys):
         ("worldloom_dist.status", "read_view", ["runs/x"]),
         ("worldloom_dist.enjoy", "read_config", ["--video", "runs/x"]),
         ("worldloom_dist.launch", "parse", []),
+        ("worldloom_dist.replay.__main__", "verify", ["verify", "x"]),
+        ("worldloom_dist.reproduce.command", "_listed", []),
+        ("worldloom_dist.serve", "_parser", ["x"]),
+        ("worldloom_dist.submit", "_parser", []),
     ],
 )
 def test_every_command_is_interrupted_without_a_traceback(
@@ -86,3 +91,32 @@ def test_another_pipe_that_breaks_is_an_error():
 def test_a_command_ends_as_it_does_where_there_is_no_standard_output(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert command(3) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "x/config.json"), "x/config.json"),
+        (OSError(errno.ENOSPC, "No space left on device"), "(No space left on device); free space"),
+    ],
+    ids=["named", "output"],
+)
+def test_a_file_that_cannot_be_used_is_one_sentence(error, sentence, capsys):
+    @interruptible
+    def failing():
+        raise error
+
+    assert failing() == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert sentence in shown
+    assert shown.count("\n") == 1
+
+
+def test_a_command_in_a_folder_that_is_gone_says_so(monkeypatch, capsys, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert commands.main(["models"]) == 1
+    assert capsys.readouterr().err.startswith("error: the folder that this was typed in is gone")
