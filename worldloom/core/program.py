@@ -1,32 +1,38 @@
-"""How the command is called that a person has typed, and how it ends by Ctrl-C, by a
+"""How the command is called that a person has typed, and how it ends by Ctrl-C, by SIGTERM, by a
 file that it may not touch, or when those who read its output have gone (``worldloom train --help |
 head``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import select
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import ParamSpec, TextIO
 
-__all__ = ["EXIT_INTERRUPTED", "EXIT_NO_READER", "called", "interruptible"]
+__all__ = ["EXIT_INTERRUPTED", "EXIT_NO_READER", "EXIT_TERMINATED", "called", "interruptible"]
 
 MODULES_OF = "worldloom_dist"
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
 EXIT_NO_READER = 141
 """Exit status when standard output is closed, as shells have it: 128 and the number of SIGPIPE."""
+EXIT_TERMINATED = 143
+"""Exit status after SIGTERM, as shells have it: 128 and the number of SIGTERM."""
 P = ParamSpec("P")
 
 
 def interruptible(main: Callable[P, int]) -> Callable[P, int]:
-    """A command that Ctrl-C ends with one line and exit status 130, wherever it is, and a closed
-    standard output without a word and with 141. A file or folder that cannot be used is one
-    sentence and 1.
+    """A command that Ctrl-C ends with one line and exit status 130, wherever it is, a closed
+    standard output without a word and with 141, and SIGTERM with 143, after what it made for a
+    while is removed. A file or folder that cannot be used is one sentence and 1.
 
     Args:
         main: Returns the exit status.
@@ -34,9 +40,10 @@ def interruptible(main: Callable[P, int]) -> Callable[P, int]:
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
-        """``main``, or 130, 141 or 1."""
+        """``main``, or 130, 141, 143 or 1."""
         try:
-            return main(*args, **kwargs)
+            with _unwound_by_sigterm():
+                return main(*args, **kwargs)
         except KeyboardInterrupt:
             sys.stderr.write("stopped\n")
             return EXIT_INTERRUPTED
@@ -56,6 +63,24 @@ def interruptible(main: Callable[P, int]) -> Callable[P, int]:
                 os.close(nowhere)
 
     return run
+
+
+@contextlib.contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise ``SystemExit`` inside, where no one else handles it."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(EXIT_TERMINATED)
 
 
 def _sentence(error: OSError) -> str:

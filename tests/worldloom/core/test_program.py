@@ -120,3 +120,19 @@ def test_a_command_in_a_folder_that_is_gone_says_so(monkeypatch, capsys, tmp_pat
     gone.rmdir()
     assert commands.main(["models"]) == 1
     assert capsys.readouterr().err.startswith("error: the folder that this was typed in is gone")
+
+
+def test_sigterm_ends_a_command_after_what_it_made_for_a_while_is_removed(tmp_path):
+    code = (
+        "import signal, sys, tempfile\n"
+        "from worldloom.core.program import interruptible\n"
+        "@interruptible\n"
+        "def main():\n"
+        "    with tempfile.TemporaryDirectory(dir=sys.argv[1]):\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    return 0\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60)
+    assert done.returncode == 143
+    assert list(tmp_path.iterdir()) == []
