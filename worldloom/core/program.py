@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import select
 import signal
@@ -43,6 +44,7 @@ def interruptible(main: Callable[P, int]) -> Callable[P, int]:
         """``main``, or 130, 141, 143 or 1."""
         try:
             with _unwound_by_sigterm():
+                _print_any_text(sys.stdout)
                 return main(*args, **kwargs)
         except KeyboardInterrupt:
             sys.stderr.write("stopped\n")
@@ -81,6 +83,15 @@ def _unwound_by_sigterm() -> Iterator[None]:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(EXIT_TERMINATED)
+
+
+def _print_any_text(stream: TextIO | None) -> None:
+    """Let names of files that are no UTF-8 be printed as they are, and what the encoding of a
+    terminal lacks as an escape.
+    """
+    if isinstance(stream, io.TextIOWrapper):
+        is_utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+        stream.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
 def _sentence(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -136,3 +137,22 @@ def test_sigterm_ends_a_command_after_what_it_made_for_a_while_is_removed(tmp_pa
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60)
     assert done.returncode == 143
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("utf-8", b"12 \xc2\xb1 3 bad\xff"), ("ascii", b"12 \\xb1 3 bad\\udcff")],
+)
+def test_every_text_can_be_printed_whatever_the_terminal_and_the_names_of_files(
+    encoding, shown, monkeypatch
+):
+    @interruptible
+    def printing():
+        sys.stdout.write("12 \u00b1 3 bad\udcff")
+        sys.stdout.flush()
+        return 0
+
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding, errors="strict"))
+    assert printing() == 0
+    assert screen.getvalue() == shown
