@@ -32,7 +32,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import to_json
-from worldloom.core.plain_files import open_plain
+from worldloom.core.plain_files import check_plain, open_plain
 
 __all__ = [
     "current",
@@ -77,8 +77,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A symbolic link stays, and the file that it names is replaced. Of two writers each has a name of
     its own, and the one that ends last counts.
+
+    Raises:
+        OSError: If it cannot be written, or ``path`` is a folder, a pipe, a socket or a device: of
+            ``/dev/null`` a file would be made.
     """
     path = path.resolve() if path.is_symlink() else path
+    with contextlib.suppress(FileNotFoundError):
+        check_plain(path)
     with staging_folder(path.parent, path.name) as staging:
         temporary = staging / path.name
         yield temporary

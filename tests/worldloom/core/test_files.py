@@ -206,3 +206,15 @@ def test_a_text_is_utf_8_wherever_it_is_written(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "file")]
     subprocess.run(command, check=True, timeout=60, env={**os.environ, **latin})
     assert (tmp_path / "file").read_bytes() == "12 \u00b1 3".encode()
+
+
+def test_what_is_no_file_is_refused_and_never_replaced_by_one(tmp_path):
+    """As in ``worldloom report -o /dev/null`` by root."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link"):
+        with pytest.raises(OSError, match="a file is needed"):
+            write_text(path, "text")
+    assert pipe.is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
