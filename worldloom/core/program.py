@@ -102,7 +102,9 @@ def _sentence(error: OSError) -> str:
             f"{error.filename} cannot be read or written ({reason}); give the rights to it, or "
             "name another place"
         )
-    if isinstance(error, FileNotFoundError):  # of os.getcwd
+    try:
+        os.getcwd()
+    except FileNotFoundError:
         return "the folder that this was typed in is gone; go to another one"
     return f"the output cannot be written ({reason}); free space, or name another place"
 

@@ -99,8 +99,9 @@ def test_a_command_ends_as_it_does_where_there_is_no_standard_output(monkeypatch
     [
         (PermissionError(errno.EACCES, "Permission denied", "x/config.json"), "x/config.json"),
         (OSError(errno.ENOSPC, "No space left on device"), "(No space left on device); free space"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory"), "(No usable temporary"),
     ],
-    ids=["named", "output"],
+    ids=["named", "output", "temporary"],
 )
 def test_a_file_that_cannot_be_used_is_one_sentence(error, sentence, capsys):
     @interruptible
