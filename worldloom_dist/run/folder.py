@@ -134,7 +134,9 @@ class RunFolder:
         """
         known = self.read_json("config.json")
         is_mine = self._is_mine(known)
-        run_id: str = known.get("run_id") or f"{self.path.name}-{uuid.uuid4().hex[:6]}"
+        # Ray and the sinks take no name that is no UTF-8
+        name = "".join(char if char.isprintable() else "-" for char in self.path.name)
+        run_id: str = known.get("run_id") or f"{name}-{uuid.uuid4().hex[:6]}"
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         with (self.path / "command.txt").open("ab") as file:
             python = Path(sys.executable).name

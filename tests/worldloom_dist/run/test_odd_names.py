@@ -10,6 +10,15 @@ from worldloom_dist.run.folder import RunFolder
 NAME = os.fsdecode(b"run\xff")
 
 
+def test_the_id_of_a_run_is_a_text_that_sinks_and_ray_take_whatever_its_folder_is_called(tmp_path):
+    folder = RunFolder(tmp_path / f"my {NAME}\n")
+    folder.path.mkdir()
+    run_id = folder.describe(RunConfig(), {}, {})
+    assert run_id.startswith("my run---")
+    assert run_id.isprintable()
+    assert run_id.encode()
+
+
 def test_the_command_line_and_the_log_take_a_name_that_is_no_utf_8(tmp_path):
     folder = RunFolder(tmp_path)
     folder.describe(RunConfig(), {}, {}, ["--run-dir", NAME])
