@@ -85,13 +85,6 @@ def main(words: Sequence[str] | None = None) -> int:
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, WRONG_INPUT) else 1
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        sys.stderr.write(
-            f"error: {error.filename or 'output'}: cannot be written ({error.strerror or error})\n"
-        )
-        return 1
     return 0
 
 

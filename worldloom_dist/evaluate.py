@@ -25,7 +25,7 @@ from worldloom.core.exceptions import (
 )
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, checked
 from worldloom.core.json_text import to_json
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
@@ -274,6 +274,7 @@ def find_checkpoint(store: CheckpointStore, name: str) -> Path:
     return store.find(name)
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(

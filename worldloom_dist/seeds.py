@@ -26,6 +26,7 @@ import numpy as np
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.json_text import read_object
+from worldloom.core.program import EXIT_INTERRUPTED, EXIT_TERMINATED
 from worldloom.evaluation.seeds import bootstrap_interval
 from worldloom_dist.run.claim import run_name
 from worldloom_dist.run.cli import parse
@@ -234,7 +235,8 @@ class SeedRuns:
         complaint = _last_words(run.complaints)
         # the signal may come before a run listens to it: then nothing has begun
         code = run.process.returncode
-        is_early = self._has_forwarded and -code in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+        early = (-signal.SIGUSR1, EXIT_TERMINATED, EXIT_INTERRUPTED)
+        is_early = self._has_forwarded and code in (*early, -signal.SIGTERM, -signal.SIGINT)
         run.process = None
         run.complaints = None
         summary = {"status": "stopped"} if is_early else _summary_of(run.folder)

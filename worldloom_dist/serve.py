@@ -29,7 +29,7 @@ from worldloom.core.exceptions import (
 )
 from worldloom.core.keys import load_key
 from worldloom.core.loopback import address_text, usable_loopback
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom.core.protocol import Policy
 from worldloom.core.sequence import PolicyVersion
 from worldloom.core.specs import EnvSpec
@@ -334,6 +334,7 @@ def _key(run_dir: Path) -> bytes:
         return secrets.token_bytes(32)
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(words)

@@ -25,7 +25,7 @@ from typing import Any
 from worldloom.core.exceptions import ConfigurationError, StateError
 from worldloom.core.fields import NOT_NEGATIVE, checked
 from worldloom.core.json_text import to_json
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.slurm_command import add_options, check_kind, submit_to_slurm
 from worldloom_dist.run.versions import COMMIT_VARIABLE, git_commit
@@ -192,6 +192,7 @@ def _attempt(
     )
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the launch's exit status."""
     words = list(sys.argv[1:] if words is None else words)

@@ -112,7 +112,7 @@ def test_a_model_is_measured_and_drawn_on_its_data(
         (
             ["imagine", "--model", "mlp:ci", "--horizon", "2", "--output-dir", "file/below"],
             1,
-            "file/below: cannot be written",
+            "file/below cannot be read or written",
         ),
     ],
 )

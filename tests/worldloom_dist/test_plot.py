@@ -586,3 +586,21 @@ def test_a_table_names_the_last_evaluation_of_each_task(tmp_path, capsys):
     assert plot.main([str(make_run_of_tasks(tmp_path / "a")), "--table"]) == 0
     said = capsys.readouterr().out
     assert "a: last evaluation by task: toy:point 20.0, toy:mirror 0.0" in said
+
+
+def test_a_picture_that_cannot_be_drawn_to_its_end_leaves_the_one_before(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def interrupted(self, path, **_):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    runs = [read_run(make_run(tmp_path / "a"))]
+    picture = tmp_path / "plot.png"
+    plot.plot_runs(runs, picture)
+    before = picture.read_bytes()
+    monkeypatch.setattr(Figure, "savefig", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        plot.plot_runs(runs, picture)
+    assert picture.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "plot.png"]

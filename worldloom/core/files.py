@@ -32,7 +32,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import to_json
-from worldloom.core.plain_files import open_plain
+from worldloom.core.plain_files import check_plain, open_plain
 
 __all__ = [
     "current",
@@ -42,7 +42,9 @@ __all__ = [
     "remove_folder",
     "replacing",
     "replacing_together",
+    "staging_folder",
     "sync",
+    "turn",
     "write_json",
     "write_text",
 ]
@@ -75,13 +77,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A symbolic link stays, and the file that it names is replaced. Of two writers each has a name of
     its own, and the one that ends last counts.
+
+    Raises:
+        OSError: If it cannot be written, or ``path`` is a folder, a pipe, a socket or a device: of
+            ``/dev/null`` a file would be made.
     """
     path = path.resolve() if path.is_symlink() else path
-    with _staging(path.parent, path.name) as staging:
+    with contextlib.suppress(FileNotFoundError):
+        check_plain(path)
+    with staging_folder(path.parent, path.name) as staging:
         temporary = staging / path.name
         yield temporary
         if (path.parent / REPLACEMENT).is_dir():
-            with _turn(path.parent):
+            with turn(path.parent):
                 _move_in(path.parent)
         os.replace(temporary, path)
         staging.rmdir()
@@ -105,7 +113,7 @@ def replacing_together(folder: Path) -> Iterator[Path]:
     is_new = not folder.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     place, stem = (folder.parent, folder.name) if is_new else (folder, REPLACEMENT)
-    with _staging(place, stem) as staging:
+    with staging_folder(place, stem) as staging:
         yield staging
         for path in staging.iterdir():
             sync(path)
@@ -114,9 +122,9 @@ def replacing_together(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _staging(place: Path, stem: str) -> Iterator[Path]:
+def staging_folder(place: Path, stem: str) -> Iterator[Path]:
     """A new folder in ``place`` for one writer, which moves it or what is in it; removed when the
-    block fails, and by a later writer when this one is killed.
+    block fails, and by a later writer of the same ``stem`` when this one is killed.
     """
     _remove_abandoned(place, stem)
     with contextlib.ExitStack() as alive:
@@ -126,7 +134,7 @@ def _staging(place: Path, stem: str) -> Iterator[Path]:
             # the lock tells other writers that this one is alive; one that came before it removed
             # the folder
             with contextlib.suppress(FileNotFoundError):
-                alive.enter_context(_turn(staging))
+                alive.enter_context(turn(staging))
                 if staging.exists():
                     break
         try:
@@ -217,7 +225,7 @@ def _commit(staging: Path, folder: Path) -> None:
         else:
             sync(folder.parent)
             return
-    with _turn(folder):
+    with turn(folder):
         _move_in(folder)
         blocked = [path.name for path in staging.iterdir() if (folder / path.name).is_dir()]
         if blocked:
@@ -244,7 +252,7 @@ def _move_in(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _turn(folder: Path) -> Iterator[None]:
+def turn(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder; where there are no locks, writers are trusted to be alone."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -275,7 +283,7 @@ def write_text(path: Path, text: str, *, is_synced: bool = False) -> None:
     ``is_synced`` the new one is on the disk when this returns.
     """
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         if is_synced:
             sync(temporary)
     if is_synced:

@@ -18,6 +18,7 @@ __all__ = [
     "check_plain",
     "check_size",
     "lies_in",
+    "names_in",
     "open_plain",
     "plain_lines",
     "read_open",
@@ -73,6 +74,23 @@ def lies_in(folder: Path, path: Path) -> bool:
         return path.is_file() and path.resolve() == folder.resolve() / path.relative_to(folder)
     except OSError:  # a name that is too long for any file
         return False
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none where there is no folder.
+
+    ``Path.glob`` finds nothing in a folder that it may not list, as if nothing were there.
+
+    Raises:
+        OSError: If it cannot be listed, is no folder, or is a link that leads nowhere: a disk that
+            is away.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise
+        return []
 
 
 def read_plain(path: str | PathLike[str], most: int = MOST_BYTES) -> bytes:

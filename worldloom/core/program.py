@@ -1,30 +1,39 @@
-"""How the command is called that a person has typed, and how it ends by Ctrl-C or when those who
-read its output have gone (``worldloom train --help | head``).
+"""How the command is called that a person has typed, and how it ends by Ctrl-C, by SIGTERM, by a
+file that it may not touch, or when those who read its output have gone (``worldloom train --help |
+head``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import os
 import select
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import ParamSpec, TextIO
 
-__all__ = ["EXIT_INTERRUPTED", "EXIT_NO_READER", "called", "interruptible"]
+__all__ = ["EXIT_INTERRUPTED", "EXIT_NO_READER", "EXIT_TERMINATED", "called", "interruptible"]
 
 MODULES_OF = "worldloom_dist"
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
 EXIT_NO_READER = 141
 """Exit status when standard output is closed, as shells have it: 128 and the number of SIGPIPE."""
+EXIT_TERMINATED = 143
+"""Exit status after SIGTERM, as shells have it: 128 and the number of SIGTERM."""
 P = ParamSpec("P")
 
 
 def interruptible(main: Callable[P, int]) -> Callable[P, int]:
-    """A command that Ctrl-C ends with one line and exit status 130, wherever it is, and a closed
-    standard output without a word and with 141.
+    """A command that Ctrl-C ends with one line and exit status 130, wherever it is, a closed
+    standard output without a word and with 141, and SIGTERM with 143, after what it made for a
+    while is removed. A file or folder that cannot be used is one sentence and 1.
 
     Args:
         main: Returns the exit status.
@@ -32,9 +41,11 @@ def interruptible(main: Callable[P, int]) -> Callable[P, int]:
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
-        """``main``, or 130, or 141."""
+        """``main``, or 130, 141, 143 or 1."""
         try:
-            return main(*args, **kwargs)
+            with _unwound_by_sigterm():
+                _print_any_text(sys.stdout)
+                return main(*args, **kwargs)
         except KeyboardInterrupt:
             sys.stderr.write("stopped\n")
             return EXIT_INTERRUPTED
@@ -42,6 +53,11 @@ def interruptible(main: Callable[P, int]) -> Callable[P, int]:
             if _is_read(sys.stdout):  # another pipe broke
                 raise
             return EXIT_NO_READER
+        except (ConnectionError, TimeoutError):  # of a network
+            raise
+        except OSError as error:
+            sys.stderr.write(f"error: {_sentence(error)}\n")
+            return 1
         finally:
             if not _is_read(sys.stdout):  # what waits in the buffer would be an error at exit
                 nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -49,6 +65,48 @@ def interruptible(main: Callable[P, int]) -> Callable[P, int]:
                 os.close(nowhere)
 
     return run
+
+
+@contextlib.contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise ``SystemExit`` inside, where no one else handles it."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _print_any_text(stream: TextIO | None) -> None:
+    """Let names of files that are no UTF-8 be printed as they are, and what the encoding of a
+    terminal lacks as an escape.
+    """
+    if isinstance(stream, io.TextIOWrapper):
+        is_utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+        stream.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
+
+
+def _sentence(error: OSError) -> str:
+    """What is wrong with a file or folder."""
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        return (
+            f"{error.filename} cannot be read or written ({reason}); give the rights to it, or "
+            "name another place"
+        )
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "the folder that this was typed in is gone; go to another one"
+    return f"the output cannot be written ({reason}); free space, or name another place"
 
 
 def _is_read(stream: TextIO | None) -> bool:

@@ -221,7 +221,7 @@ def _fill(
         film=film,
         runs_without_torch=has_onnx,
     )
-    (place / "README.md").write_text(card.text())
+    (place / "README.md").write_text(card.text(), encoding="utf-8")
 
 
 def _evaluation(summary: Mapping[str, Any], score: Score | None) -> Any:

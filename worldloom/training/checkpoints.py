@@ -17,6 +17,7 @@ from typing import Any
 
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import current, remove_folder, replacing_together
+from worldloom.core.plain_files import names_in
 from worldloom.training.manifests import FILES, read_manifest, write_manifest, writing
 
 __all__ = ["CheckpointStore"]
@@ -114,8 +115,20 @@ class CheckpointStore:
         return -math.inf if score is None else float(score)
 
     def folders(self) -> list[Path]:
-        """Checkpoint folders, newest first; unfinished ones are not among them."""
-        return sorted((p for p in self.root.glob("step-*") if p.suffix != ".tmp"), reverse=True)
+        """Checkpoint folders, newest first; unfinished ones are not among them.
+
+        Raises:
+            CheckpointError: If there may be some, but the folder that they are in cannot be listed.
+        """
+        try:
+            names = names_in(self.root)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.root} cannot be listed ({error.strerror}), so its checkpoints are not "
+                "known; give the rights to read it, or bring back the disk that it leads to"
+            ) from error
+        found = (name for name in names if name.startswith("step-") and not name.endswith(".tmp"))
+        return [self.root / name for name in reversed(list(found))]
 
     def size(self, folder: Path) -> int:
         """Bytes of a checkpoint's files, without the manifest."""

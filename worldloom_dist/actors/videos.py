@@ -211,18 +211,14 @@ def save_videos(
     missing = list(problems)
     for number, video in zip(names or range(len(videos)), videos, strict=True):
         path = folder / f"{label}-{number}.{ending}"
-        half = path.with_name(f"{path.stem}.half.{ending}")
         try:
             if video.ndim != 4 or video.shape[-1] != 3:  # ffmpeg would make something of it
                 raise ValueError(f"frames must be [T, Y, X, 3], got {video.shape}")
-            save_frames(video, half, fps=FRAMES_PER_S).replace(path)
-            written.append(path)
+            written.append(save_frames(video, path, fps=FRAMES_PER_S))
         except Exception as error:  # the edge of foreign encoder
             problem = f"video {label}-{number} could not be written: {error_text(error)}"
             logger.warning("%s", problem)
             missing.append(problem)
-            if half.is_file():
-                half.unlink()
     return VideoReport(tuple(written), tuple(missing))
 
 

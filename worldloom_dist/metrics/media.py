@@ -60,7 +60,7 @@ def subject_of(stem: str) -> Subject:
 
 
 def is_half_written(path: Path) -> bool:
-    """True for a video that an encoder still writes."""
+    """True for what an earlier version left of a video when it was killed."""
     return ".half." in path.name
 
 

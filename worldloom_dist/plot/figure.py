@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.files import replacing
 from worldloom_dist.metrics.names import loss_of
 from worldloom_dist.plot.panels import (
     axis_of,
@@ -45,7 +46,7 @@ def plot_runs(
     references: Sequence[Published] = (),
     style: str = "light",
 ) -> None:
-    """Draw runs into a picture; its format follows from the file's ending.
+    """Draw runs into a picture, which appears whole; its format follows from the file's ending.
 
     Args:
         runs: Those that differ in their seed alone are drawn as one.
@@ -72,7 +73,8 @@ def plot_runs(
     with mpl.rc_context(settings):
         figure = _figure(experiments_of(runs), panels, title, axis, references, look)
         try:
-            figure.savefig(path, dpi=DPI)
+            with replacing(path) as temporary:
+                figure.savefig(temporary, dpi=DPI)
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"output: {path} cannot be written ({error})") from error
 

@@ -24,7 +24,7 @@ from worldloom.core.exceptions import (
     WorldLoomError,
 )
 from worldloom.core.json_text import to_json
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom.core.sequence import Rows
 from worldloom.envs.tasks import check_one_task
 from worldloom_dist.replay.formats.episode_files import SOURCES, whole_name, write_episode_file
@@ -36,12 +36,14 @@ from worldloom_dist.run.builders import build_shard
 from worldloom_dist.run.cli import read_config
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.plan import Plan, resolve
+from worldloom_dist.run.view import is_locked
 
 __all__ = ["main"]
 
 USAGE_ERRORS = (ConfigurationError, MissingDependencyError)
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -71,6 +73,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, USAGE_ERRORS) else 1
+    except BrokenPipeError:
+        raise
     except OSError as error:
         sys.stderr.write(
             f"error: {options.run_dir}: {error}; free space, or give the rights to "
@@ -109,6 +113,9 @@ def import_file(run_dir: Path, source: str) -> int:
         sys.stdout.write(
             f"{run_dir} is running: its shards store {source} within seconds; "
             "console.log says when\n"
+            if is_locked(run_dir / "lock")
+            else f"another import is at work in {run_dir}: {source} is stored when it is imported "
+            "again after that, or when the run goes on\n"
         )
         return 0
     except StateError as error:

@@ -16,7 +16,7 @@ import numpy as np
 
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.json_text import parse_json
-from worldloom.core.plain_files import read_plain
+from worldloom.core.plain_files import names_in, read_plain
 from worldloom.core.sequence import FLAGS, Rows, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import decode_rows
@@ -33,18 +33,23 @@ def shard_folders(replay: Path) -> list[Path]:
     example, are none.
 
     Raises:
-        CheckpointError: If there are none.
+        CheckpointError: If there are none, or the folder cannot be listed.
     """
-    names = (
-        (SHARD_NAME.fullmatch(path.name), path) for path in replay.glob("shard-*") if path.is_dir()
-    )
-    found = sorted((int(name[1]), path) for name, path in names if name)
+    try:
+        names = (SHARD_NAME.fullmatch(name) for name in names_in(replay))
+    except OSError as error:
+        raise CheckpointError(
+            f"{replay} cannot be listed ({error.strerror}); give the rights to read it, or bring "
+            "back the disk that it leads to"
+        ) from error
+    shards = sorted((int(name[1]), replay / name[0]) for name in names if name)
+    found = [path for _, path in shards if path.is_dir()]
     if not found:
         raise CheckpointError(
             f"{replay} holds no journals; a run with --replay.durability none keeps "
             "its rows in memory only"
         )
-    return [path for _, path in found]
+    return found
 
 
 def stored_columns(folder: Path) -> dict[str, ArraySpec]:

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from worldloom.core.exceptions import CheckpointError, MissingDependencyError
-from worldloom.core.files import write_json
+from worldloom.core.files import turn, write_json
 from worldloom.core.json_text import read_object
 from worldloom.core.plain_files import open_plain
 from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
@@ -266,8 +266,11 @@ class ImportList:
         return found
 
     def add(self, sources: Iterable[str]) -> None:
-        """Add files for good."""
-        write_json(self._path, {"files": list(dict.fromkeys([*self.read(), *sources]))})
+        """Add files for good; of two that add at once each finds what the other has added."""
+        replay = self._path.parent / "replay"
+        replay.mkdir(exist_ok=True)
+        with turn(replay):
+            write_json(self._path, {"files": list(dict.fromkeys([*self.read(), *sources]))})
 
     def take_new(self) -> list[str]:
         """Files that this reader was not told of before, or gave back a while ago; costs one look

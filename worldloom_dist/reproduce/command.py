@@ -16,7 +16,7 @@ from worldloom.core.exceptions import (
     MissingDependencyError,
     WorldLoomError,
 )
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom_dist.plot.style import check_drawing
 from worldloom_dist.reproduce.outcome import Outcome
 from worldloom_dist.reproduce.peers import Peer, find_peer
@@ -34,6 +34,7 @@ HEADS = ("name", "env steps", "agent", "hours/seed", "compared with")
 SMOKE = "this was a smoke run: it shows that the path works, and says nothing of the result"
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(words)
@@ -47,12 +48,9 @@ def main(words: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             sys.stderr.write(f"error: {line}\n")
         return 2
-    except (WorldLoomError, OSError) as error:
+    except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        return 130
 
 
 def _reproduce(options: argparse.Namespace) -> int:

@@ -4,8 +4,10 @@ its journals, its evaluations, and where it was made.
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def run_records(folder: Path) -> list[dict[str, Any]]:
 
 def _head(whole: RunFolder, config: RunConfig, env: str) -> dict[str, Any]:
     summary = whole.read_json("summary.json")
-    commands = (whole.path / "command.txt").read_text().strip().splitlines()
+    commands = (whole.path / "command.txt").read_text("utf-8", "replace").strip().splitlines()
     return {
         "kind": "run",
         "agent": config.agent,
@@ -65,7 +67,7 @@ def _head(whole: RunFolder, config: RunConfig, env: str) -> dict[str, Any]:
         "sittings": len(commands),
         "command": commands[0].split("  ", 1)[1].partition(" --run-dir")[0],
         "machine": {"cpu": cpu_name(), "platform": platform.platform()},
-        "versions": (whole.path / "versions.txt").read_text().split("\n"),
+        "versions": (whole.path / "versions.txt").read_text("utf-8").split("\n"),
     }
 
 
@@ -119,7 +121,7 @@ def training_episodes(
 
 def _stored_chunks(folder: Path) -> list[StoredChunk]:
     """Every chunk of a run in the order of insertion (by wall time over shards)."""
-    found = []
+    found: list[tuple[float, StoredChunk]] = []
     for directory in shard_folders(folder / "replay"):
         chunks = [
             StoredChunk.unpack(record.payload)
@@ -131,5 +133,7 @@ def _stored_chunks(folder: Path) -> list[StoredChunk]:
                 f"{directory}: its first rows were evicted, so the curve would lack episodes; "
                 "train with --replay.capacity-steps of at least the rows of the run"
             )
-        found += chunks
-    return sorted(found, key=lambda stored: stored.inserted_s)
+        # a clock that is set back does not change the order within a shard
+        times = itertools.accumulate((chunk.inserted_s for chunk in chunks), max)
+        found += zip(times, chunks, strict=True)
+    return [chunk for _, chunk in sorted(found, key=itemgetter(0))]

@@ -81,7 +81,7 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
     taken = [
         int(p.name.rsplit("-", 1)[1])
         for p in root.glob(f"{name}-[0-9]*")
-        if p.name.rsplit("-", 1)[1].isdigit()
+        if p.name.rsplit("-", 1)[1].isdecimal()
     ]
     return root / f"{name}-{max(taken, default=0) + 1:04d}", False
 

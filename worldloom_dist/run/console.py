@@ -134,7 +134,8 @@ class LogFile(_Fragile, logging.FileHandler):
     """``console.log``."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        # names of files may be no UTF-8
+        super().__init__(path, encoding="utf-8", errors="surrogateescape")
         self.target = self.baseFilename
 
 

@@ -134,11 +134,15 @@ class RunFolder:
         """
         known = self.read_json("config.json")
         is_mine = self._is_mine(known)
-        run_id: str = known.get("run_id") or f"{self.path.name}-{uuid.uuid4().hex[:6]}"
+        # Ray and the sinks take no name that is no UTF-8
+        name = "".join(char if char.isprintable() else "-" for char in self.path.name)
+        run_id: str = known.get("run_id") or f"{name}-{uuid.uuid4().hex[:6]}"
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        with (self.path / "command.txt").open("a") as file:
+        with (self.path / "command.txt").open("ab") as file:
             python = Path(sys.executable).name
-            file.write(f"{stamp}  {shlex.join([python, '-m', 'worldloom_dist.launch', *words])}\n")
+            line = f"{stamp}  {shlex.join([python, '-m', 'worldloom_dist.launch', *words])}\n"
+            # names of files may be no UTF-8
+            file.write(line.encode("utf-8", "surrogateescape"))
         write_text(self.path / "versions.txt", versions(started_in))
         facts = {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent}
         write_json(self.path / "config.json", facts)

@@ -47,8 +47,8 @@ def _newest_saved(store: CheckpointStore) -> int:
 
 
 def _newest_checkpoint(store: CheckpointStore, plan: Plan) -> tuple[Path, dict[str, Any]] | None:
-    found = store.newest()
     try:
+        found = store.newest()
         if found is None:
             check_none(store)
         else:

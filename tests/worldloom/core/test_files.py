@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -192,3 +194,27 @@ def test_what_a_killed_writer_of_a_file_leaves_is_removed_by_the_next(tmp_path, 
         assert path.read_text() in ("old", "new")
         write_text(path, "old")
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_text_is_utf_8_wherever_it_is_written(tmp_path):
+    """A machine may have a locale of another encoding, and read what another machine wrote."""
+    code = (
+        "import sys; from pathlib import Path; from worldloom.core.files import write_text; "
+        "write_text(Path(sys.argv[1]), '12 \\u00b1 3')"
+    )
+    latin = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code, str(tmp_path / "file")]
+    subprocess.run(command, check=True, timeout=60, env={**os.environ, **latin})
+    assert (tmp_path / "file").read_bytes() == "12 \u00b1 3".encode()
+
+
+def test_what_is_no_file_is_refused_and_never_replaced_by_one(tmp_path):
+    """As in ``worldloom report -o /dev/null`` by root."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link"):
+        with pytest.raises(OSError, match="a file is needed"):
+            write_text(path, "text")
+    assert pipe.is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]

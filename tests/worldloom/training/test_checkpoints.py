@@ -1,10 +1,12 @@
 """Checkpoints appear whole or not at all, hold what they were given, and never unpickle."""
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
 import math
+import os
 
 import fsspec
 import numpy as np
@@ -103,6 +105,23 @@ def test_what_a_killed_writer_left_half_done_goes_with_the_next_checkpoint(tmp_p
     (tmp_path / "step-000000000007.tmp" / "tensors.safetensors").write_bytes(b"half")
     store.save(9, tree())
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000000009"]
+
+
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(tmp_path, monkeypatch):
+    """A run would begin again, and drop its rows: the disk is away, or another user's."""
+    assert CheckpointStore(tmp_path / "new").folders() == []
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "checkpoints")
+    for name in ("file", "link"):
+        with pytest.raises(CheckpointError, match=f"{name} cannot be listed"):
+            CheckpointStore(tmp_path / name).newest()
+
+    def refused(path: object) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(CheckpointError, match=r"Permission denied.*give the rights to read it"):
+        CheckpointStore(tmp_path).newest()
 
 
 def test_best_is_replaced_only_by_a_better_score(tmp_path):

@@ -277,3 +277,25 @@ def test_the_return_of_a_film_is_that_of_its_episode() -> None:
         whole = recorder.videos[index]
         assert np.array_equal(video[-1], captioned(whole, [total[index]] * 6)[-1])
         assert not np.array_equal(video[-1], captioned(whole, [0.0] * 6)[-1])
+
+
+def test_two_evaluations_of_one_checkpoint_at_once_both_have_their_videos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worldloom.evaluation import visualize
+
+    video = np.zeros((3, 32, 32, 3), np.uint8)
+    reports = []
+    saved = visualize.save_frames
+
+    def beside_another(*args: Any, **options: Any) -> Path:
+        path = saved(*args, **options)
+        if len(reports) < 1:
+            reports.append(None)
+            reports.append(save_videos([video], tmp_path, "best"))
+        return path
+
+    monkeypatch.setattr(visualize, "save_frames", beside_another)
+    reports.append(save_videos([video], tmp_path, "best"))
+    assert [report.problems for report in reports[1:]] == [(), ()]
+    assert [path.stem for path in tmp_path.iterdir()] == ["best-0"]

@@ -2,11 +2,13 @@
 one sentence.
 """
 
+import shutil
 import warnings
 
 import numpy as np
 import pytest
 
+from tests.worldloom.dying import DeathError
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import check_sequence
@@ -14,6 +16,7 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.spaces import ActionMapper
 from worldloom.training import ReplayBuffer
 from worldloom_dist.ports import SampleRequest
+from worldloom_dist.replay.formats import rllib
 from worldloom_dist.replay.formats.episode_files import open_episodes, write_episode_file
 from worldloom_dist.replay.formats.episode_rows import fit_rows
 from worldloom_dist.replay.imports import check_file, load_share
@@ -583,3 +586,39 @@ def test_a_look_at_a_file_finds_rows_that_do_not_fit_before_anything_starts(tmp_
         CheckpointError, match=r"column 'action' has rows of shape \(\) and the run stores \(2,\)"
     ):
         check_file(str(tmp_path / "f.npz"), VECTOR.columns())
+
+
+@pytest.mark.parametrize("target", ["lerobot:{}/d", "rllib:{}/d", "minari:d-v0"])
+def test_what_a_killed_export_of_a_folder_leaves_is_no_dataset_and_goes_with_the_next(
+    tmp_path, monkeypatch, target
+):
+    if target.startswith("minari:"):
+        pytest.importorskip("minari", reason="the extra 'minari' is not installed")
+        monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+        from minari import create_dataset_from_buffers as made
+
+        def killed(*args, **options):
+            made(*args, **options)
+            raise DeathError
+
+        monkeypatch.setattr("minari.create_dataset_from_buffers", killed)
+    name = target.format(tmp_path)
+    monkeypatch.setattr(rllib, "EPISODES_PER_FILE", 1)
+
+    def episodes():
+        yield from episodes_of(VECTOR)
+        if not name.startswith("minari:"):
+            raise DeathError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *args, **options: None)
+        with pytest.raises(DeathError):
+            write_episode_file(name, VECTOR, episodes())
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".tmp")
+    if name.startswith("minari:"):
+        monkeypatch.setattr("minari.create_dataset_from_buffers", made)
+    write_episode_file(name, VECTOR, episodes_of(VECTOR))
+    (written,) = tmp_path.iterdir()
+    assert written.name == name.rpartition("/")[2].removeprefix("minari:")
+    assert len(list(open_episodes(name).episodes)) == 3

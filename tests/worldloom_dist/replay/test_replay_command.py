@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.worldloom_dist.holding import holding
 from tests.worldloom_dist.local_runs import assert_equal_trees, newest_state
 from tests.worldloom_dist.local_runs import start as start_run
 from tests.worldloom_dist.small_runs import COUNTING, start
@@ -287,12 +288,18 @@ def test_an_import_that_fills_the_disk_says_so_and_goes_on_when_there_is_room(
     assert main(["verify", str(folder)]) == 0
 
 
-def test_only_a_journal_that_somebody_holds_means_that_the_run_goes_on(run_dir, tmp_path, capsys):
+def test_only_a_run_that_is_live_is_said_to_store_a_file_within_seconds(run_dir, tmp_path, capsys):
     folder = distributed(run_dir, tmp_path / "run")
     file = str(tmp_path / "data.npz")
     main(["export", str(run_dir), file])
     journal = Journal(folder / "replay" / "shard-1")
+    capsys.readouterr()
     assert main(["import", str(folder), file]) == 0
+    out = capsys.readouterr().out
+    assert "is running" not in out
+    assert "another import is at work" in out
+    with holding(folder / "lock"):
+        assert main(["import", str(folder), file]) == 0
     assert "is running" in capsys.readouterr().out
     with pytest.raises(JournalHeldError) as caught:
         Journal(folder / "replay" / "shard-1")

@@ -14,6 +14,7 @@ def test_a_new_run_gets_the_next_number(tmp_path):
     config = parse([])
     assert choose_folder(config, tmp_path) == (tmp_path / "quick-0001", False)
     (tmp_path / "quick-0007").mkdir()
+    (tmp_path / "quick-1²").mkdir()  # a digit, and no number
     assert choose_folder(config, tmp_path) == (tmp_path / "quick-0008", False)
 
 

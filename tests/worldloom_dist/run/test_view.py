@@ -5,11 +5,11 @@ import io
 import json
 import logging
 import os
-import subprocess
 import sys
 
 import pytest
 
+from tests.worldloom_dist.holding import holding
 from worldloom_dist import status
 from worldloom_dist.run.console import PROGRESS, Screen, plain, render
 from worldloom_dist.run.view import View, duration, facts, read_view
@@ -118,18 +118,8 @@ def test_a_run_that_died_before_the_clock_was_set_back_has_died(folder):
 def test_a_run_whose_lock_is_held_is_alive_however_long_it_is_silent(folder):
     (folder / "lock").touch()
     age(folder)
-    code = (
-        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
-        "print(1, flush=True); input()"
-    )
-    # a lock is invisible to the process that holds it
-    command = [sys.executable, "-c", code, str(folder / "lock")]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        holder.stdout.readline()
+    with holding(folder / "lock"):
         assert read_view(folder).status == "running"
-    finally:
-        holder.communicate(b"\n")
     assert read_view(folder).status == "died"
 
 

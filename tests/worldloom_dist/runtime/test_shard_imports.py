@@ -4,7 +4,9 @@ full disk only time.
 
 import asyncio
 import contextlib
+import fcntl
 import json
+import threading
 import time
 from types import SimpleNamespace
 
@@ -136,3 +138,35 @@ def test_a_damaged_list_does_not_forget_the_files_of_the_command_line(tmp_path):
     assert files.take_new() == ["a.npz"]
     (tmp_path / "imports.json").write_text(json.dumps({"files": ["b.npz"]}))
     assert files.take_new() == ["b.npz"]
+
+
+def test_of_two_imports_at_once_neither_forgets_the_file_of_the_other(tmp_path, monkeypatch):
+    """The second one comes while the first has read the list, and has not yet written it."""
+    is_next = threading.Event()  # it waits for its turn, or is done
+    flock = fcntl.flock
+    read = ImportList.read
+
+    def second():
+        ImportList(tmp_path).add(["b.npz"])
+        is_next.set()
+
+    other = threading.Thread(target=second)
+
+    def waiting(descriptor, how):
+        if threading.current_thread() is other:
+            is_next.set()
+        flock(descriptor, how)
+
+    def reading(self):
+        found = read(self)
+        if threading.current_thread() is not other:
+            other.start()
+            assert is_next.wait(60)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImportList, "read", reading)
+        patch.setattr(fcntl, "flock", waiting)
+        ImportList(tmp_path).add(["a.npz"])
+        other.join()
+    assert sorted(ImportList(tmp_path).read()) == ["a.npz", "b.npz"]

@@ -11,8 +11,6 @@ for it.
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.files import write_json
+from worldloom.core.files import replacing_together, write_json
 from worldloom.core.sequence import Rows, rows_to_gym
 from worldloom.core.specs import ACTION, OBS, ArraySpec, EnvSpec
 from worldloom_dist.replay.formats.episode_rows import check_whole
@@ -67,14 +65,8 @@ def write_lerobot(text: str, env: EnvSpec, episodes: Iterable[Rows]) -> list[str
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigurationError(f"{SCHEME}{folder} is there already; name a new folder")
     names = _feature_names(folder, env)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    hidden = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
-    hidden.mkdir()
-    try:
-        _Writer(hidden, env, names, fps).write(episodes)
-        hidden.replace(folder)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+    with replacing_together(folder) as staging:
+        _Writer(staging, env, names, fps).write(episodes)
     if "fps" in query:
         return []
     return ["fps is 1, so timestamps count decisions; ?fps=20 behind the folder says another rate"]

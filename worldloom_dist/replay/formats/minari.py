@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from worldloom.core.exceptions import (
     EnvFailureError,
     MissingDependencyError,
 )
+from worldloom.core.files import staging_folder
 from worldloom.core.plain_files import check_plain
 from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
 from worldloom.core.specs import EnvSpec
@@ -134,16 +134,17 @@ def _appearing(minari: Any, name: str) -> Iterator[None]:
             f"minari:{name} cannot be made ({reason}); choose another name, for example mine-v0"
         )
     before = os.environ.get(ROOT_VARIABLE)
-    hidden = Path(tempfile.mkdtemp(prefix=".worldloom-", dir=root))
-    os.environ[ROOT_VARIABLE] = str(hidden)
     try:
-        yield
-        depth = next(
-            depth
-            for depth in range(1, len(parts) + 1)
-            if not root.joinpath(*parts[:depth]).exists()
-        )
-        hidden.joinpath(*parts[:depth]).rename(root.joinpath(*parts[:depth]))
+        with staging_folder(root, ".worldloom") as hidden:
+            os.environ[ROOT_VARIABLE] = str(hidden)
+            yield
+            depth = next(
+                depth
+                for depth in range(1, len(parts) + 1)
+                if not root.joinpath(*parts[:depth]).exists()
+            )
+            hidden.joinpath(*parts[:depth]).rename(root.joinpath(*parts[:depth]))
+            shutil.rmtree(hidden, ignore_errors=True)
     except (ValueError, TypeError, AssertionError, NotImplementedError, StopIteration) as error:
         raise ConfigurationError(
             f"minari:{name} cannot be made"
@@ -151,10 +152,9 @@ def _appearing(minari: Any, name: str) -> Iterator[None]:
         ) from error
     finally:
         if before is None:
-            del os.environ[ROOT_VARIABLE]
+            os.environ.pop(ROOT_VARIABLE, None)
         else:
             os.environ[ROOT_VARIABLE] = before
-        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def minari_files(name: str) -> list[Path]:

@@ -23,7 +23,7 @@ from worldloom.core.exceptions import (
     EnvFailureError,
     MissingDependencyError,
 )
-from worldloom.core.files import replacing
+from worldloom.core.files import replacing_together
 from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom_dist.replay.formats.episode_rows import EpisodeFile, bare, check_whole, gym_space
@@ -90,27 +90,27 @@ def write_rllib(folder: Path, env: EnvSpec, episodes: Iterable[Rows]) -> None:
         raise ConfigurationError(f"rllib:{folder} is there already; name a new folder")
     observed = space_to_rllib(_space_of(env.obs, low=-np.inf))
     acted = space_to_rllib(_space_of(env.action, low=-1.0))
-    folder.mkdir(parents=True, exist_ok=True)
     lines: list[bytes] = []
     number = 0
 
     def flush() -> None:
         nonlocal number
-        with replacing(folder / f"episodes-{number:06d}.parquet") as temporary:
-            parquet.write_table(arrow.table({ITEM: arrow.array(lines, arrow.binary())}), temporary)
+        table = arrow.table({ITEM: arrow.array(lines, arrow.binary())})
+        parquet.write_table(table, staging / f"episodes-{number:06d}.parquet")
         lines.clear()
         number += 1
 
-    for count, rows in enumerate(episodes):
-        check_whole(rows, str(folder))
-        gym = rows_to_gym(rows)
-        if not len(gym["reward"]):
-            continue
-        lines.append(pack(_state(f"{env.name}-{count}", gym, observed, acted)))
-        if len(lines) == EPISODES_PER_FILE:
+    with replacing_together(folder) as staging:
+        for count, rows in enumerate(episodes):
+            check_whole(rows, str(folder))
+            gym = rows_to_gym(rows)
+            if not len(gym["reward"]):
+                continue
+            lines.append(pack(_state(f"{env.name}-{count}", gym, observed, acted)))
+            if len(lines) == EPISODES_PER_FILE:
+                flush()
+        if lines or not number:
             flush()
-    if lines or not number:
-        flush()
 
 
 def _state(
