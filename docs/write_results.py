@@ -257,11 +257,12 @@ def scale_of_tasks() -> Row:
 
 
 def soak() -> Row:
-    """Half an hour with a full replay."""
+    """Hours with a full replay."""
     found = load("soak")
     grown = max(role["memory_mb_grown"] for role in found["growth"].values())
     said = f"no process grew by more than {grown:.1f} MB; {found['summary']['rows']['evicted']:,} rows evicted"
-    return f"{found['minutes']:.0f} minutes with a full replay", said, "soak.json"
+    what = f"{found['minutes']:.0f} minutes of {found['workers']} workers with a full replay"
+    return what, said, "soak.json"
 
 
 def swingup() -> Row:
@@ -420,20 +421,23 @@ def several_tasks() -> Row:
     """Four tasks by one agent, and each by one of its own: last evaluations."""
     found = load("several_tasks")
     together = next(run for run in found["runs"] if run["kind"] == "together")
+    beside = [run for run in found["runs"] if run["seed"] == together["seed"]]
+    kinds = [kind for kind in ("alone", "long") if any(run["kind"] == kind for run in beside)]
     last = together["evaluations"][-1]["tasks"]
 
     def alone(kind: str, task: str) -> str:
-        runs = [r for r in found["runs"] if r["kind"] == kind and r["tasks"] == [task]]
+        runs = [run for run in beside if run["kind"] == kind and run["tasks"] == [task]]
         return f"{runs[0]['evaluations'][-1]['median']:.0f}" if runs else "-"
 
     parts = [
-        f"{task} {last[task]['median']:.0f} (alone {alone('alone', task)}, {alone('long', task)})"
+        f"{task} {last[task]['median']:.0f} (alone {', '.join(alone(kind, task) for kind in kinds)})"
         for task in together["tasks"]
     ]
+    updates = {"alone": "with as many updates in all", "long": "with as many each"}
     what = (
         f"One `{found['agent']}` on four dmc tasks, {found['env_steps']:,} env steps of each, beside "
-        "four agents of one task with as many updates in all, and with as many each: median of the "
-        "last evaluation"
+        f"four agents of one task {' and '.join(updates[kind] for kind in kinds)}, one seed: median "
+        "of the last evaluation"
     )
     return what, ", ".join(parts), "several_tasks.json"
 
