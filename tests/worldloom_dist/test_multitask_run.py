@@ -401,7 +401,7 @@ def test_a_task_that_is_broken_for_ever_takes_no_other_one_of_its_env_with_it(
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["quarantined"].keys() == {"worker-0/env-0/ill"}
     steps = {
-        task: run.report.snapshot.get(f"task_agent_steps_total{{task={task}}}", 0)
+        task: run.report.snapshot[f"task_agent_steps_total{{task={task}}}"]
         for task in ("well", "ill", "other")
     }
     assert min(steps["well"], steps["other"]) > 10

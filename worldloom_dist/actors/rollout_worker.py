@@ -285,9 +285,8 @@ class RolloutWorker:
         values |= {
             f"env_errors_total{{reason={kind}}}": Sum(count) for kind, count in self._faults.items()
         }
-        for index, steps in self._steps_of.items():
-            name = self.spec.tasks[index].name
-            values[key_of("task_agent_steps_total", task=name)] = Sum(steps)
+        for index, task in enumerate(self.spec.tasks):  # one without a step is there to be missed
+            values[key_of("task_agent_steps_total", task=task.name)] = Sum(self._steps_of[index])
         self._steps_of = Counter()
         values["env_step_seconds"] = self._env_times.take()
         self._seconds = defaultdict(float)
