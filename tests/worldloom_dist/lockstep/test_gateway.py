@@ -63,7 +63,10 @@ def test_a_disk_that_fails_for_one_client_does_not_end_the_run(tmp_path, monkeyp
     monkeypatch.setattr(DirectReplay, "append", append)
 
     def client() -> None:
-        with contextlib.suppress(UnavailableError), connect(f"127.0.0.1:{port}") as session:
+        with (
+            contextlib.suppress(UnavailableError),
+            connect(f"127.0.0.1:{port}", timeout_s=10) as session,
+        ):
             play(session, 100_000)  # until the run ends
 
     complete_with(run, client)

@@ -184,7 +184,7 @@ def test_the_warning_reaches_the_launcher_and_its_answer_is_a_requeue(job, tmp_p
 
 
 def test_a_launcher_that_does_not_listen_yet_is_requeued_too(job, tmp_path):
-    process = job(launcher="#!/bin/bash\necho up >up\nsleep 30 & wait\n")
+    process = job(launcher="#!/bin/bash\necho up >up\nexec sleep 30\n")
     wait_for(tmp_path / "up")
     process.send_signal(signal.SIGUSR1)
     assert process.wait(20) == 0
