@@ -367,6 +367,14 @@ def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
+def check_told_of_ill(caplog: pytest.LogCaptureFixture) -> None:
+    """That no env is left of the task, once, with the reason."""
+    told = [record.getMessage() for record in caplog.records if "no env is left" in record.msg]
+    (sentence,) = told
+    assert "plays task ill" in sentence
+    assert "task 'ill': RuntimeError: broken on purpose" in sentence
+
+
 def test_a_task_that_lost_its_last_env_is_told(
     mortal: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -375,10 +383,7 @@ def test_a_task_that_lost_its_last_env_is_told(
     run = start(tmp_path / "run", *words, *more)
     MortalEnv.healthy = 0
     assert run.run() == "completed"
-    told = [record.getMessage() for record in caplog.records if "no env is left" in record.msg]
-    (sentence,) = told
-    assert "plays task ill" in sentence
-    assert "task 'ill': RuntimeError: broken on purpose" in sentence
+    check_told_of_ill(caplog)
     quarantined = json.loads((tmp_path / "run/summary.json").read_text())["quarantined"]
     assert "task 'ill'" in quarantined["worker-0/env-1"]
 
@@ -394,10 +399,7 @@ def test_a_task_that_is_broken_for_ever_takes_no_other_one_of_its_env_with_it(
     run = start(tmp_path / "run", *words, *more)
     MortalEnv.healthy = 0
     assert run.run() == "completed"
-    told = [record.getMessage() for record in caplog.records if "no env is left" in record.msg]
-    (sentence,) = told
-    assert "plays task ill" in sentence
-    assert "task 'ill': RuntimeError: broken on purpose" in sentence
+    check_told_of_ill(caplog)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["quarantined"].keys() == {"worker-0/env-0/ill"}
     steps = {

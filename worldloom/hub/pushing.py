@@ -171,7 +171,7 @@ def _score(
         return Score.of(found)
     if run is None:
         return None
-    summary = _read(run.folder / "summary.json")
+    summary = _read(run.folder, "summary.json")
     if place == run.folder or saved.path.name == run.newest()[0].name:
         return Score.of(summary.get("eval"))
     if saved.origin.get("score") is not None:
@@ -201,7 +201,7 @@ def _fill(
         folder = place / CHECKPOINTS / name
         folder.parent.mkdir()
         write_json(place / CONFIG_FILE, _shareable(run.facts))
-        summary = _read(run.folder / "summary.json")
+        summary = _read(run.folder, "summary.json")
         shared = {key: value for key, value in summary.items() if key not in MESSAGES}
         write_json(place / "summary.json", {**shared, "eval": _evaluation(summary, score)})
         curve = _curve(staging, run.folder)
@@ -252,15 +252,11 @@ def _contract(
     """``policy.json``, with the exported policy that lies in the run, if it is of this checkpoint;
     and whether that runs without torch.
     """
-    exported = None if run is None else run.folder / "policy"
-    found = {} if exported is None else _read(exported / CONTRACT)
+    exported = (saved.path if run is None else run.folder) / "policy"
+    found = {} if run is None else _read(run.folder, f"policy/{CONTRACT}")
     made_of = found.get("run") or {}
     made_of = made_of if isinstance(made_of, dict) else {}
-    if (
-        run is not None
-        and exported is not None
-        and all(made_of.get(key) == saved.origin.get(key) for key in SAME)
-    ):
+    if run is not None and all(made_of.get(key) == saved.origin.get(key) for key in SAME):
         with reading(exported, "is no whole export of a policy; export it again"):
             for name in found["files"]:
                 if not lies_in(run.folder, exported / Path(name).name):
@@ -343,6 +339,7 @@ def _file_names(sources: str) -> str:
 
 
 def _text(run: Path, name: str) -> str:
+    """A file of the run; empty where there is none, or a link leads elsewhere."""
     if not lies_in(run, run / name):
         return ""
     try:
@@ -351,9 +348,9 @@ def _text(run: Path, name: str) -> str:
         return ""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(run: Path, name: str) -> dict[str, Any]:
     try:
-        found = parse_json(read_plain(path))
-    except (OSError, ValueError):
+        found = parse_json(_text(run, name))
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -34,16 +34,22 @@ class FaultyEnv(CountingEnv):
         self._in_reset = in_reset
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        if self._in_reset is not None and self._episode >= 0 and _is_first_time():
+        if self._in_reset is not None and self._misbehaves_in_reset():
             self._in_reset()
         return super().reset(**kwargs)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = super().step(action)
-        if self._in_step is not None and self._step == 3 and _is_first_time():
+        if self._in_step is not None and self._misbehaves_in_step():
             broken = self._in_step()
             obs = obs if broken is None else broken
         return obs, reward, terminated, truncated, info
+
+    def _misbehaves_in_reset(self) -> bool:
+        return self._episode >= 0 and _is_first_time()
+
+    def _misbehaves_in_step(self) -> bool:
+        return self._step == 3 and _is_first_time()
 
 
 def _sleep() -> None:
@@ -158,25 +164,14 @@ class DawdlingEnv(CountingEnv):
         time.sleep(0.2 if self._dice.random() < 1 / 8 else 0.0)
 
 
-class EverFaultyEnv(CountingEnv):
+class EverFaultyEnv(FaultyEnv):
     """Misbehaves in every episode while ``FAULTY_DIR/ill`` exists."""
 
-    def __init__(
-        self, in_step: Callable[[], Any] | None = None, in_reset: Callable[[], Any] | None = None
-    ) -> None:
-        super().__init__()
-        self._in_step = in_step
-        self._in_reset = in_reset
+    def _misbehaves_in_reset(self) -> bool:
+        return _is_ill()
 
-    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        if self._in_reset is not None and _is_ill():
-            self._in_reset()
-        return super().reset(**kwargs)
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self._in_step is not None and _is_ill():
-            self._in_step()
-        return super().step(action)
+    def _misbehaves_in_step(self) -> bool:
+        return _is_ill()
 
 
 def _is_ill() -> bool:

@@ -112,6 +112,14 @@ def test_nothing_is_shared_that_a_link_in_the_run_leads_to(
     (received / "videos").symlink_to(tmp_path / "videos")
     push(received, "ada/film")
     assert "film.gif" not in hub.repos["ada/film"].commits[-1][1]
+    summary = (received / "summary.json").rename(tmp_path / "summary.json")
+    (tmp_path / "mine.json").write_text('{"eval": null, "token": "my own secret"}')
+    (received / "summary.json").symlink_to(tmp_path / "mine.json")
+    push(received, "ada/film", needs_score=False)
+    files = hub.repos["ada/film"].commits[-1][1]
+    assert b"my own" not in b"".join(files.values())
+    (received / "summary.json").unlink()
+    summary.rename(received / "summary.json")
     origin = SavedAgent.read(received).origin
     (received / "policy").mkdir()
     (received / "policy/policy.onnx").symlink_to(tmp_path / "mine.gif")
