@@ -114,8 +114,8 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     if options.kinds and options.output.exists():
         runs = json.loads(options.output.read_text())["runs"]
-        anew = {(kind, seed) for kind in options.kinds for seed in options.seeds}
-        runs = [run for run in runs if (run["kind"], run["seed"]) not in anew]
+        replaced = {(kind, seed) for kind in options.kinds for seed in options.seeds}
+        runs = [run for run in runs if (run["kind"], run["seed"]) not in replaced]
     before = {**context(), "agent": AGENT, "env_steps": options.env_steps}
     works = [
         functools.partial(train, kind, tasks, seed, options)
