@@ -321,9 +321,13 @@ def named(target: Target) -> tuple[str, str, str, str]:
     elif target.goal is not None:
         theirs = f"solved at {target.goal:.0f}"
     own = f"not run here: {f'{target.hours:g} h a seed' if target.hours else 'needs a GPU'}"
+    command = f"worldloom reproduce {target.name}"
     if path.exists():
-        own = said_of_named([json.loads(line) for line in path.read_text().splitlines()])
-    return f"`{target.name}`", theirs, own, f"`worldloom reproduce {target.name}`"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        own = said_of_named(records)
+        if records[0]["env_steps"] != target.env_steps:
+            command += f" --env-steps {records[0]['env_steps']}"
+    return f"`{target.name}`", theirs, own, f"`{command}`"
 
 
 def said_of_named(records: list[dict[str, Any]]) -> str:

@@ -55,11 +55,13 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _reproduce(options: argparse.Namespace) -> int:
     target = find_target(options.task)
+    if options.smoke and options.env_steps is not None:
+        raise ConfigurationError("--env-steps: a smoke run has an end of its own; leave one out")
     if options.smoke:
         target = target.smaller()
-    if options.precision is not None:
-        settings = {**target.settings, "agent.precision": options.precision}
-        target = dataclasses.replace(target, settings=settings)
+    chosen = {"env_steps": options.env_steps, "agent.precision": options.precision}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    target = dataclasses.replace(target, settings={**target.settings, **chosen})
     seeds = parse_seeds(options.seeds)
     root = _root(options)
     outcome = Outcome(target, root, is_smoke=options.smoke)
@@ -140,7 +142,8 @@ def _check_same(words: Sequence[str], outcome: Outcome, seeds: Sequence[int]) ->
 
 
 def _check_alone(options: argparse.Namespace) -> None:
-    if options.smoke or options.peer is not None or options.peer_python is not None:
+    given = (options.peer, options.peer_python, options.env_steps, options.precision)
+    if options.smoke or any(value is not None for value in given):
         raise ConfigurationError(
             f"TASK: name a published result; {called('reproduce')} alone lists them"
         )
@@ -198,6 +201,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--smoke", action="store_true", help="the same path in minutes; proves nothing but the path"
+    )
+    parser.add_argument(
+        "--env-steps",
+        type=int,
+        metavar="N",
+        help="another end, fixed before as well (default: that of the name)",
     )
     parser.add_argument(
         "--precision",

@@ -80,8 +80,11 @@ def _points(
             std = round(spread, 2) if math.isfinite(spread) else None
             point = (float(env_steps), float(curve.values[i]), std)
             found.append((point[0], target.measured, point[1], point[2], window))
-    elif reached:
-        found.append((reached, target.measured, None, None, window))
+    end = float(target.env_steps)
+    near = EVALUATION_SHARE * end
+    is_published = any(abs(env_steps - end) <= near for env_steps, *_ in found)
+    if target.measured == "evaluation" and reached >= end - near and not is_published:
+        found.append((end, "evaluation", None, None, window))
     part = target.env_steps / PARTS
     for number in range(1, PARTS + 1):
         if number * part <= reached * (1 + EVALUATION_SHARE):

@@ -44,6 +44,12 @@ def test_alone_it_lists_every_name_with_what_it_takes(capsys):
         (["tdmpc2/cup-cach"], "did you mean tdmpc2/cup-catch"),
         (["--smoke"], "name a published result"),
         (["--peer", "."], "name a published result"),
+        (["--env-steps", "40000"], "name a published result"),
+        (["tdmpc2/cup-catch", "--env-steps", "0"], "env_steps"),
+        (
+            ["tdmpc2/cup-catch", "--env-steps", "900", "--smoke"],
+            "a smoke run has an end of its own",
+        ),
         (["tdmpc2/cup-catch", "--seeds", "3-1"], "seeds must be numbers and ranges"),
         (["tdmpc2/cup-catch", "--parallel", "0"], "parallel must be"),
         (["tdmpc2/cup-catch", "--peer-python", "x"], "--peer-python is for --peer"),
@@ -122,6 +128,18 @@ def test_a_precision_that_was_chosen_is_kept(tiny, tmp_path, capfd, monkeypatch)
     assert run["precision"] == "bfloat16"
     assert main([*words, "--precision", "float32"]) == 2
     assert "agent.precision bfloat16 -> float32" in capfd.readouterr().err
+
+
+def test_another_end_is_taken_and_is_that_of_the_result(tiny, tmp_path, capfd):
+    words = [tiny.name, "--output", str(tmp_path / "out"), "--env-steps", "60"]
+    assert main(words) == 0
+    assert "60 env steps each" in capfd.readouterr().out
+    records = read(tmp_path / "out/toy-point.jsonl")
+    assert records[0]["env_steps"] == 60
+    (run,) = [r for r in records if r["kind"] == "run"]
+    assert (run["status"], run["env_steps"]) == ("completed", 60)
+    assert main(words[:-2]) == 2
+    assert "env_steps 60 -> 80" in capfd.readouterr().err
 
 
 def test_a_folder_with_another_end_is_refused(tiny, tmp_path, capfd):
