@@ -1,16 +1,19 @@
 """How the command is called that a person has typed, and how it ends by Ctrl-C, by SIGTERM, by a
-file that it may not touch, or when those who read its output have gone (``worldloom train --help |
-head``).
+file that it may not touch, by a network that fails, or when those who read its output have gone
+(``worldloom train --help | head``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import os
 import select
 import signal
+import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,9 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import ParamSpec, TextIO
 
+from worldloom.core.error_text import first_line
+
 __all__ = ["EXIT_INTERRUPTED", "EXIT_NO_READER", "EXIT_TERMINATED", "called", "interruptible"]
 
 MODULES_OF = "worldloom_dist"
+UNREACHABLE = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
 EXIT_NO_READER = 141
@@ -33,7 +39,7 @@ P = ParamSpec("P")
 def interruptible(main: Callable[P, int]) -> Callable[P, int]:
     """A command that Ctrl-C ends with one line and exit status 130, wherever it is, a closed
     standard output without a word and with 141, and SIGTERM with 143, after what it made for a
-    while is removed. A file or folder that cannot be used is one sentence and 1.
+    while is removed. A file, folder or network that cannot be used is one sentence and 1.
 
     Args:
         main: Returns the exit status.
@@ -53,8 +59,6 @@ def interruptible(main: Callable[P, int]) -> Callable[P, int]:
             if _is_read(sys.stdout):  # another pipe broke
                 raise
             return EXIT_NO_READER
-        except (ConnectionError, TimeoutError):  # of a network
-            raise
         except OSError as error:
             sys.stderr.write(f"error: {_sentence(error)}\n")
             return 1
@@ -95,8 +99,10 @@ def _print_any_text(stream: TextIO | None) -> None:
 
 
 def _sentence(error: OSError) -> str:
-    """What is wrong with a file or folder."""
-    reason = error.strerror or str(error)
+    """What is wrong with a file, a folder or a network."""
+    reason = error.strerror or first_line(error)
+    if _is_of_network(error):
+        return f"the connection failed ({reason}); look whether the other end can be reached"
     if error.filename is not None:
         return (
             f"{error.filename} cannot be read or written ({reason}); give the rights to it, or "
@@ -107,6 +113,13 @@ def _sentence(error: OSError) -> str:
     except FileNotFoundError:
         return "the folder that this was typed in is gone; go to another one"
     return f"the output cannot be written ({reason}); free space, or name another place"
+
+
+def _is_of_network(error: OSError) -> bool:
+    """Whether it tells of a connection; libraries derive errors without a number from OSError."""
+    if isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)):
+        return True
+    return error.errno is None or error.errno in UNREACHABLE
 
 
 def _is_read(stream: TextIO | None) -> bool:

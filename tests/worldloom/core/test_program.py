@@ -4,8 +4,10 @@ import errno
 import importlib
 import io
 import os
+import socket
 import subprocess
 import sys
+from urllib.error import URLError
 
 import pytest
 
@@ -100,10 +102,21 @@ def test_a_command_ends_as_it_does_where_there_is_no_standard_output(monkeypatch
         (PermissionError(errno.EACCES, "Permission denied", "x/config.json"), "x/config.json"),
         (OSError(errno.ENOSPC, "No space left on device"), "(No space left on device); free space"),
         (FileNotFoundError(errno.ENOENT, "No usable temporary directory"), "(No usable temporary"),
+        (
+            ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+            "connection failed (Con",
+        ),
+        (TimeoutError(), "the connection failed (TimeoutError)"),
+        (
+            socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+            "failed (Name or service",
+        ),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), "failed (Network is unreachable)"),
+        (URLError(OSError("bad\nlines")), "the connection failed (<urlopen error bad)"),
     ],
-    ids=["named", "output", "temporary"],
+    ids=["named", "output", "temporary", "refused", "late", "unknown", "unreachable", "library"],
 )
-def test_a_file_that_cannot_be_used_is_one_sentence(error, sentence, capsys):
+def test_a_file_or_network_that_cannot_be_used_is_one_sentence(error, sentence, capsys):
     @interruptible
     def failing():
         raise error
