@@ -110,12 +110,17 @@ def test_evaluate_gives_the_number_of_the_last_evaluation(tmp_path):
         "--metrics-port",
         "0",
     ]
-    with launched(
-        folder, *words, "--learner.publish-every-s", "1000", "--run-dir", str(folder)
-    ) as run:
+    seldom = ["--learner.publish-every-s", "1000", "--learner.publish-every-updates", "50"]
+    with launched(folder, *words, *seldom, "--run-dir", str(folder)) as run:
         assert run.finish() == 0, run.output.read_text()
         summary = run.summary()
         assert run.leftovers() == []
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    published = max(line.get("weights_published_total") or 0 for line in lines)
+    updates = summary["train_steps"]
+    assert updates > 100
+    assert published >= updates // 50, "in 1000 s none would be but for the updates"
+    assert published <= updates // 50 + 3, "besides the first version and the last one"
     found = evaluate(folder)
     assert found["returns"] == summary["eval"]["returns"]
     assert found["train_steps"] == summary["train_steps"] == summary["eval"]["version"][1]

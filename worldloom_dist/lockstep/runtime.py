@@ -5,6 +5,10 @@ that a seed fixes everything.
     for ever:  every worker makes one decision per env  ->  chunks that closed are stored
                ->  every update that is now due is made  ->  new weights are published
 
+Steps make updates due when their chunk is stored. So with ``actors.chunk_rows`` of 64 as many
+decisions are made with weights of before, and then as many updates; with 1 the updates of a
+decision come before the next.
+
 The version that acts is a function of the row count. A checkpoint is one cut through all roles:
 open chunks are flushed, replay takes a snapshot, and envs that can be saved are saved; those that
 cannot begin new episodes there, in a run that was never interrupted too. So a resumed run equals an

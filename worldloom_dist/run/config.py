@@ -71,6 +71,7 @@ BOUNDS_OF: Mapping[str, Mapping[str, Bounds]] = {
     "learner": {
         **dict.fromkeys(("threads", "prefetch"), MANY),
         **dict.fromkeys(("keep_checkpoints", "checkpoint_every_steps"), Bounds(1)),
+        "publish_every_updates": Bounds(1),
         **dict.fromkeys(("publish_every_s", "checkpoint_every_s"), SECONDS),
         "report_every_steps": NOT_NEGATIVE,
         "held_out_every": Bounds(1),
@@ -93,7 +94,8 @@ class ActorsConfig:
     """Env workers."""
 
     chunk_rows: int = 64
-    """Rows per chunk that a worker sends to replay."""
+    """Rows per chunk that a worker sends to replay. With --runtime local so many decisions of an env
+    come before the updates that they make due; 1 updates behind each."""
     max_chunk_age_s: float = 1.0
     """Send an open chunk after this many seconds even if it is not full."""
     pull_interval_s: float = 1.0
@@ -171,7 +173,9 @@ class LearnerConfig:
     prefetch: int = 2
     """Sample requests kept ahead of the training step."""
     publish_every_s: float = 1.0
-    """Publish weights at most this often."""
+    """Publish weights this often, if there are new ones."""
+    publish_every_updates: int = 20
+    """Publish after so many updates, too, where that is sooner: a fast learner's lag grows less."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints on Ray."""
     checkpoint_every_steps: int = 20_000

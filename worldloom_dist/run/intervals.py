@@ -20,10 +20,10 @@ class Interval:
         self._interval_s = interval_s
         self._last = time.monotonic()
 
-    def is_due(self) -> bool:
-        """True when the interval has passed; starts the next one."""
+    def is_due(self, *, at_once: bool = False) -> bool:
+        """True when the interval has passed, or ``at_once``; starts the next one."""
         now = time.monotonic()
-        if now - self._last < self._interval_s:
+        if not at_once and now - self._last < self._interval_s:
             return False
         self._last = now
         return True

@@ -300,7 +300,7 @@ class LearnerRole:
 
     def _serve(self, publish: Interval, save: Interval) -> None:
         """What rank 0 does for all after a round: publish, checkpoint, draw, whatever is due."""
-        if self._may_publish() and publish.is_due():
+        if self._may_publish() and publish.is_due(at_once=self._has_made_many()):
             self._publish()
         if (self._save_wanted.is_set() or save.is_due()) and self._writer.is_idle:
             self._save_wanted.clear()
@@ -318,6 +318,11 @@ class LearnerRole:
         return not self._plan.is_lockstep or steps >= self._coordinator.call(
             Coordinator.updates_due
         )
+
+    def _has_made_many(self) -> bool:
+        """Enough updates since the newest version that is published."""
+        made = self._learner.version.update - self._published.update
+        return made >= self._plan.config.learner.publish_every_updates
 
     def _publish(self) -> None:
         self._published = self._learner.publish(waits=self._plan.is_lockstep)

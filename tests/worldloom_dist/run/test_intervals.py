@@ -1,6 +1,6 @@
 import asyncio
 
-from worldloom_dist.run.intervals import Throttle
+from worldloom_dist.run.intervals import Interval, Throttle
 
 
 def test_many_calls_in_a_moment_become_two_and_the_last_state_is_told() -> None:
@@ -25,3 +25,10 @@ def test_without_an_interval_every_call_is_made() -> None:
     for _ in range(3):
         spaced()
     assert told == [1, 1, 1]
+
+
+def test_an_interval_begins_again_where_something_was_due_at_once() -> None:
+    long = Interval(1000.0)
+    assert not long.is_due()
+    assert long.is_due(at_once=True)
+    assert not long.is_due()
