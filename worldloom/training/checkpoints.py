@@ -20,7 +20,7 @@ from worldloom.core.files import current, remove_folder, replacing_together
 from worldloom.core.plain_files import names_in
 from worldloom.training.manifests import FILES, read_manifest, write_manifest, writing
 
-__all__ = ["CheckpointStore"]
+__all__ = ["CheckpointStore", "score_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,12 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def score_of(facts: Mapping[str, Any]) -> float:
+    """Of a best checkpoint; minus infinity where its facts, perhaps foreign ones, have none."""
+    score = facts.get("score")
+    return float(score) if isinstance(score, (int, float)) else -math.inf
 
 
 def _always(facts: Mapping[str, Any]) -> bool:
@@ -111,8 +117,7 @@ class CheckpointStore:
             facts = self.facts(self.find("best"))
         except CheckpointError:
             return -math.inf
-        score = facts.get("score") if self.compares(facts) else None
-        return -math.inf if score is None else float(score)
+        return score_of(facts) if self.compares(facts) else -math.inf
 
     def folders(self) -> list[Path]:
         """Checkpoint folders, newest first; unfinished ones are not among them.

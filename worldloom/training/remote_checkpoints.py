@@ -16,22 +16,28 @@ import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import expanded
 from worldloom.core.json_text import parse_json
-from worldloom.training.checkpoints import CheckpointStore
+from worldloom.training.checkpoints import CheckpointStore, score_of
 from worldloom.training.manifests import FILES, MANIFEST
 
 __all__ = ["RemoteCheckpointStore", "open_store"]
 
 logger = logging.getLogger(__name__)
+
+
+class _AwayError(CheckpointError):
+    """The place itself cannot be used: this says nothing of what is in it."""
+
 
 READ_ATTEMPTS = 5
 """How often a checkpoint is read again because another one took its place meanwhile."""
@@ -54,7 +60,7 @@ def open_store(place: str | Path, *, keep: int = 3) -> CheckpointStore:
 def _file_system(url: str) -> tuple[Any, str]:
     try:
         files, root = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # of any kind, by protocol
         raise CheckpointError(
             f"checkpoints: {url!r} cannot be opened ({error}); install its package or name a path"
         ) from error
@@ -74,6 +80,7 @@ class RemoteCheckpointStore(CheckpointStore):
         files, root = _file_system(url)
         super().__init__(Path(root), keep)
         self.files = files
+        self._url = url
         self._root = root.rstrip("/")
         self._copies = Path(tempfile.mkdtemp(prefix="wl-checkpoint-"))
         weakref.finalize(self, shutil.rmtree, self._copies, ignore_errors=True)
@@ -81,11 +88,19 @@ class RemoteCheckpointStore(CheckpointStore):
     def save(
         self, step: int, tree: Mapping[str, Any], facts: Mapping[str, Any] | None = None
     ) -> Path:
-        """Upload a checkpoint named after ``step`` and drop those that are too old."""
+        """Upload a checkpoint named after ``step``; drop those that are too old, and what an upload
+        that failed has left.
+
+        Raises:
+            CheckpointError: If the place cannot be used, as in all methods.
+        """
         name = f"step-{step:012d}"
         self._upload(name, tree, {"step": step, **(facts or {})})
-        for old in self.folders()[self.keep :]:
-            self._remove(old.name)
+        saved = [path.name for path in self.folders() if path.name <= name]  # later ones: damaged
+        kept = saved[: self.keep]
+        for old in self._names():
+            if old.startswith("step-") and old < name and old not in kept:
+                self._remove(old)
         return Path(self._root) / name
 
     def save_best(self, tree: Mapping[str, Any], facts: Mapping[str, Any], score: float) -> bool:
@@ -104,9 +119,10 @@ class RemoteCheckpointStore(CheckpointStore):
             manifest: dict[str, Any] = parse_json((folder / MANIFEST).read_bytes())
             for file, entry in manifest["files"].items():
                 entry["at"] = _stored_name(file, entry["sha256"])
-                self.files.pipe_file(
-                    f"{self._root}/{name}/{entry['at']}", (folder / file).read_bytes()
-                )
+                with self._told():
+                    self.files.pipe_file(
+                        f"{self._root}/{name}/{entry['at']}", (folder / file).read_bytes()
+                    )
         self._publish(name, manifest)
 
     def mark_best(self, folder: Path, score: float) -> bool:
@@ -122,9 +138,10 @@ class RemoteCheckpointStore(CheckpointStore):
         for file, entry in manifest["files"].items():
             source = Path(entry.get("at", file)).name
             entry["at"] = _stored_name(file, entry["sha256"])
-            self.files.copy(
-                f"{self._root}/{folder.name}/{source}", f"{self._root}/best/{entry['at']}"
-            )
+            with self._told():
+                self.files.copy(
+                    f"{self._root}/{folder.name}/{source}", f"{self._root}/best/{entry['at']}"
+                )
         manifest["facts"]["score"] = score
         self._publish("best", manifest)
         return True
@@ -134,30 +151,35 @@ class RemoteCheckpointStore(CheckpointStore):
         comparison.
         """
         facts = (self._manifest("best") or {}).get("facts") or {}
-        score = facts.get("score") if self.compares(facts) else None
-        return -math.inf if score is None else float(score)
+        return score_of(facts) if self.compares(facts) else -math.inf
 
     def _publish(self, name: str, manifest: Mapping[str, Any]) -> None:
         """Let a manifest count from now on, and remove what it does not name."""
-        self.files.pipe_file(
-            f"{self._root}/{name}/{MANIFEST}", json.dumps(manifest, allow_nan=False).encode()
-        )
+        text = json.dumps(manifest, allow_nan=False)
         named = {MANIFEST, *(entry["at"] for entry in manifest["files"].values())}
-        self.files.invalidate_cache()
-        for path in self.files.ls(f"{self._root}/{name}", detail=False):
-            if path.rstrip("/").rpartition("/")[2] not in named:
-                self.files.rm_file(path)
+        with self._told():
+            self.files.pipe_file(f"{self._root}/{name}/{MANIFEST}", text.encode())
+            self.files.invalidate_cache()
+            for path in self.files.ls(f"{self._root}/{name}", detail=False):
+                if path.rstrip("/").rpartition("/")[2] not in named:
+                    self.files.rm_file(path)
 
     def folders(self) -> list[Path]:
         """Names of complete checkpoints inside the URL, newest first."""
-        if not self.files.exists(self._root):
-            return []
-        self.files.invalidate_cache()
-        found = (Path(path) for path in self.files.ls(self._root, detail=False))
-        return sorted(
-            (p for p in found if p.name.startswith("step-") and self._manifest(p.name) is not None),
-            reverse=True,
-        )
+        found = (Path(self._root) / name for name in self._names() if name.startswith("step-"))
+        return sorted((p for p in found if self._manifest(p.name) is not None), reverse=True)
+
+    def _names(self) -> list[str]:
+        """Of all folders; none where there is nothing yet. ``exists`` of many file systems takes a
+        place that is away for an empty one.
+        """
+        with self._told():
+            self.files.invalidate_cache()
+            try:
+                paths = self.files.ls(self._root, detail=False)
+            except FileNotFoundError:
+                return []
+        return [path.rstrip("/").rpartition("/")[2] for path in paths]
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that loads, or None; a corrupt one is skipped with a warning."""
@@ -166,14 +188,17 @@ class RemoteCheckpointStore(CheckpointStore):
         for folder in self.folders():
             try:
                 return folder, load_tree(self.find(folder.name))
+            except _AwayError:
+                raise
             except CheckpointError as error:
                 logger.warning("skipping a checkpoint: %s", error)
         return None
 
     def size(self, folder: Path) -> int:
         """Bytes of a checkpoint's files, without the manifest."""
-        manifest = self._manifest(folder.name) or {"files": {}}
-        return sum(file["bytes"] for file in manifest["files"].values())
+        manifest = self._manifest(folder.name) or {}
+        sizes = (_entry(manifest, file).get("bytes") for file in FILES)
+        return sum(size for size in sizes if isinstance(size, int))
 
     def facts(self, folder: Path) -> dict[str, Any]:
         """What the caller of :meth:`save` noted in the manifest.
@@ -195,15 +220,14 @@ class RemoteCheckpointStore(CheckpointStore):
             manifest = self._manifest(name)
             if manifest is None:
                 raise CheckpointError(f"{self._root}/{name} is not a checkpoint")
-            # another one has taken its place: look again
-            with contextlib.suppress(FileNotFoundError):
-                for file in FILES:
-                    stored = Path(_entry(manifest, file).get("at", file)).name
-                    (target / file).write_bytes(
-                        self.files.cat_file(f"{self._root}/{name}/{stored}")
-                    )
-                (target / MANIFEST).write_text(json.dumps(manifest))
-                return target
+            stored = {file: Path(str(_entry(manifest, file).get("at", file))) for file in FILES}
+            contents = {file: self._read(f"{name}/{stored[file].name}") for file in FILES}
+            if None in contents.values():
+                continue  # another one has taken its place: look again
+            for file, content in contents.items():
+                (target / file).write_bytes(content or b"")
+            (target / MANIFEST).write_text(json.dumps(manifest))
+            return target
         raise CheckpointError(
             f"{self._root}/{name}: a file that its manifest names is missing; use an "
             "earlier checkpoint"
@@ -216,20 +240,39 @@ class RemoteCheckpointStore(CheckpointStore):
         return manifest
 
     def _manifest(self, name: str) -> dict[str, Any] | None:
+        text = self._read(f"{name}/{MANIFEST}")
         try:
-            found: dict[str, Any] = parse_json(
-                self.files.cat_file(f"{self._root}/{name}/{MANIFEST}")
-            )
-        except (FileNotFoundError, ValueError):
+            found = None if text is None else parse_json(text)
+        except ValueError:
             return None
-        return found
+        parts = [found.get(name) for name in ("files", "facts")] if isinstance(found, dict) else []
+        return found if parts and all(isinstance(part, dict) for part in parts) else None
+
+    def _read(self, name: str) -> bytes | None:
+        """A file inside the URL; None where there is none."""
+        with self._told():
+            try:
+                content: bytes = self.files.cat_file(f"{self._root}/{name}")
+            except FileNotFoundError:
+                return None
+        return content
 
     def _remove(self, name: str) -> None:
-        folder = f"{self._root}/{name}"
-        if self.files.exists(f"{folder}/{MANIFEST}"):
-            self.files.rm_file(f"{folder}/{MANIFEST}")
-        if self.files.exists(folder):
-            self.files.rm(folder, recursive=True)
+        with self._told():
+            for path in (f"{self._root}/{name}/{MANIFEST}", f"{self._root}/{name}"):
+                with contextlib.suppress(FileNotFoundError):
+                    self.files.rm(path, recursive=True)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Whatever a file system raises in the block, as one sentence."""
+        try:
+            yield
+        except Exception as error:  # of any kind, by protocol
+            raise _AwayError(
+                f"checkpoints: {self._url} cannot be used ({type(error).__name__}: "
+                f"{first_line(error)}); look whether it can be reached, and with which rights"
+            ) from error
 
 
 def _entry(manifest: Mapping[str, Any], file: str) -> Mapping[str, Any]:

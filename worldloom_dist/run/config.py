@@ -94,8 +94,8 @@ class ActorsConfig:
     """Env workers."""
 
     chunk_rows: int = 64
-    """Rows per chunk that a worker sends to replay. With --runtime local so many decisions of an env
-    come before the updates that they make due; 1 updates behind each."""
+    """Rows per chunk that a worker sends to replay. With --runtime local as many decisions of an
+    env come before the updates that they make due; 1 updates behind each."""
     max_chunk_age_s: float = 1.0
     """Send an open chunk after this many seconds even if it is not full."""
     pull_interval_s: float = 1.0
@@ -175,7 +175,7 @@ class LearnerConfig:
     publish_every_s: float = 1.0
     """Publish weights this often, if there are new ones."""
     publish_every_updates: int = 20
-    """Publish after so many updates, too, where that is sooner: a fast learner's lag grows less."""
+    """Publish after this number of updates, too, where that is sooner: a fast learner then lags less."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints on Ray."""
     checkpoint_every_steps: int = 20_000

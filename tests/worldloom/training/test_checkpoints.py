@@ -284,3 +284,77 @@ def test_a_file_url_is_a_folder_like_any_other(tmp_path):
     store = open_store(f"file://{tmp_path}/c")
     assert type(store) is CheckpointStore
     assert load_tree(store.save(1, {"step": 1}))["step"] == 1
+
+
+@pytest.fixture
+def remote(request):
+    """A place with three checkpoints."""
+    store = RemoteCheckpointStore(f"memory://{request.node.name}", keep=3)
+    for step in (100, 200, 300):
+        store.save(step, tree())
+    return store
+
+
+def failing(error):
+    def call(*_, **__):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionRefusedError("refused"), RuntimeError("no credentials"), TypeError("odd")]
+)
+def test_a_place_that_is_away_is_not_taken_for_an_empty_one(remote, error, monkeypatch):
+    for name in ("ls", "cat_file"):
+        with monkeypatch.context() as away:
+            away.setattr(remote.files, name, failing(error))
+            away.setattr(remote.files, "exists", lambda *_: False)
+            with pytest.raises(CheckpointError, match="cannot be used") as told:
+                remote.newest()
+            assert str(error) in str(told.value)
+    assert remote.newest()[0].name == "step-000000000300"
+
+
+def test_a_step_that_is_saved_stays_though_later_ones_are_there(remote):
+    saved = remote.save(50, tree())
+    assert remote.size(saved) > 0
+    assert [int(folder.name[5:]) for folder in remote.folders()] == [300, 200, 100, 50]
+
+
+def test_what_a_failed_upload_left_goes_with_the_next_one(remote, monkeypatch):
+    pipe_file = remote.files.pipe_file
+
+    def without_manifests(path, content):
+        if path.endswith("manifest.json"):
+            raise ConnectionResetError("cut off")
+        pipe_file(path, content)
+
+    with monkeypatch.context() as failed:
+        failed.setattr(remote.files, "pipe_file", without_manifests)
+        with pytest.raises(CheckpointError, match="cut off"):
+            remote.save(400, tree())
+    remote.save(500, tree())
+    steps = {path.split("/step-")[1].split("/")[0] for path in remote.files.find(remote.root)}
+    assert sorted(int(step) for step in steps) == [200, 300, 500]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"files": {}}', '{"files": {"tree.json": 3}}'])
+def test_a_manifest_behind_a_url_that_is_none_is_no_checkpoint(remote, text):
+    remote.files.pipe_file(f"{remote.root}/step-000000000300/manifest.json", text.encode())
+    assert remote.newest()[0].name == "step-000000000200"
+    assert remote.size(remote.root / "step-000000000300") == 0
+
+
+def test_a_best_score_that_is_no_number_is_no_comparison(tmp_path):
+    stores = CheckpointStore(tmp_path), RemoteCheckpointStore("memory://score-of-text")
+    for store in stores:
+        store.save(1, tree())
+        store.mark_best(store.folders()[0], 3.0)
+        assert store.best_score() == 3.0
+    for path in [tmp_path / "best/manifest.json"]:
+        path.write_text(path.read_text().replace('"score": 3.0', '"score": "x"'))
+    files = stores[1].files
+    manifest = f"{stores[1].root}/best/manifest.json"
+    files.pipe_file(manifest, files.cat_file(manifest).replace(b'"score": 3.0', b'"score": "x"'))
+    assert [store.best_score() for store in stores] == [-math.inf, -math.inf]
