@@ -97,7 +97,7 @@ def _say_failure(error: BaseException, claim: Claim, *, with_traceback: bool) ->
     """
     if isinstance(error, KeyboardInterrupt):
         logger.error(
-            "left at once; the last checkpoint is kept; go on with: %s", resume_command(claim.path)
+            "left at once; the last checkpoint is kept; go on with: %s", resume_command(claim.shown)
         )
         return 1
     if isinstance(error, OSError) and not isinstance(error, WorldLoomError):
@@ -108,8 +108,8 @@ def _say_failure(error: BaseException, claim: Claim, *, with_traceback: bool) ->
         logger.error(
             "the run failed: %s; see that %s can be written, then %s",
             error,
-            claim.path,
-            f"go on with: {resume_command(claim.path)}" if is_run else "start it again",
+            claim.shown,
+            f"go on with: {resume_command(claim.shown)}" if is_run else "start it again",
             exc_info=with_traceback,
         )
         return 1
@@ -211,8 +211,8 @@ def run(
         WorldLoomError: If it fails; from the moment at which the run is known to work wrong input
             is not to blame, and what says so becomes a ``TrainingError``.
     """
-    shown = claim.path
-    folder = RunFolder(shown.absolute())  # an env may change the working directory
+    shown = claim.shown
+    folder = RunFolder(claim.path)
     settings = (plan.config, plan.env_spec.to_dict(), dataclasses.asdict(plan.agent))  # type: ignore[call-overload]
     changed = config_changes(read_config(folder.path), plan.config) if is_resumed else []
     started_in = Path.cwd()
@@ -238,6 +238,7 @@ def run(
         raise
     finally:
         screen.close()
+        folder.release()
     logger.info("%s; everything is in %s", status, shown)
     if status == "completed":
         for line in closing_lines(plan.config, shown, folder):

@@ -26,6 +26,7 @@ from worldloom.core.error_text import first_line
 __all__ = ["EXIT_INTERRUPTED", "EXIT_NO_READER", "EXIT_TERMINATED", "called", "interruptible"]
 
 MODULES_OF = "worldloom_dist"
+NETWORKING = {"urllib", "urllib3", "requests", "aiohttp"}
 UNREACHABLE = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
@@ -112,14 +113,17 @@ def _sentence(error: OSError) -> str:
         os.getcwd()
     except FileNotFoundError:
         return "the folder that this was typed in is gone; go to another one"
+    if error.errno is None:  # raised with a text alone
+        return reason
     return f"the output cannot be written ({reason}); free space, or name another place"
 
 
 def _is_of_network(error: OSError) -> bool:
-    """Whether it tells of a connection; libraries derive errors without a number from OSError."""
+    """Whether it tells of a connection; libraries derive errors of their own from OSError."""
     if isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)):
         return True
-    return error.errno is None or error.errno in UNREACHABLE
+    package = type(error).__module__.partition(".")[0]
+    return error.errno in UNREACHABLE or package in NETWORKING
 
 
 def _is_read(stream: TextIO | None) -> bool:

@@ -261,7 +261,9 @@ def _autocast(torch: Any) -> _Part:
 QUICK_OF_TORCH = 3
 """How many of these parts cost nearly nothing."""
 LOGGERS = [logging.root, *(logging.getLogger(name) for name in OURS)]
-HANDLERS = [_handler(number) for number in (signal.SIGINT, signal.SIGTERM)]
+HANDLERS = [
+    _handler(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+]
 QUICK = [
     _Part("logging.disable", lambda: logging.root.manager.disable, logging.disable),
     _Part("the levels of loggers", _levels, _set_levels),

@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from worldloom.core.exceptions import ConfigurationError
@@ -24,17 +24,22 @@ class Claim:
     """A folder that a launcher has taken for its run, and how far that run has come.
 
     Attributes:
-        path: Of the folder, as the user knows it.
+        shown: Path of the folder, as the user knows it.
+        path: The same, wherever an env may go.
         is_made: True when this launcher has made it.
         is_held: True when this launcher holds its lock.
         has_begun: True when the run is known to work: what is wrong from then on is a failure of
             the run, and no wrong input.
     """
 
-    path: Path
+    shown: Path
     is_made: bool = False
     is_held: bool = False
     has_begun: bool = False
+    path: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.path = self.shown.absolute()
 
     @property
     def is_run(self) -> bool:

@@ -175,7 +175,7 @@ class LearnerConfig:
     publish_every_s: float = 1.0
     """Publish weights this often, if there are new ones."""
     publish_every_updates: int = 20
-    """Publish after this number of updates, too, where that is sooner: a fast learner then lags less."""
+    """Publish after this number of updates, too, where that is sooner: for a fast learner."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints on Ray."""
     checkpoint_every_steps: int = 20_000

@@ -32,12 +32,22 @@ from worldloom_dist.run.versions import versions
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "is_held"]
 
 COUNTERS_FILE = "replay/books.json"
 EAGER_FILE = "eager.json"
+LOCK = "lock"
+HELD: dict[str, tuple[int, int]] = {}
+"""Locks that this process holds: process and descriptor, by where they lie."""
 LARGEST = 2**24
 """Starts of one role that no run reaches."""
+
+
+def is_held(lock: Path) -> bool:
+    """Whether this very process holds a run's lock. To open and close the file would drop it: the
+    system's locks are a process's, and go with the first of its descriptors that is closed.
+    """
+    return HELD.get(os.path.realpath(lock), (0, 0))[0] == os.getpid()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +172,19 @@ class RunFolder:
         named = (before.env.played, outside_module(before.agent))
         return not names_code(*named) or is_own(self.path, *named)
 
+    def release(self) -> None:
+        """Let go of a folder that this process holds."""
+        _, file = HELD.pop(os.path.realpath(self.path / LOCK), (0, None))
+        if file is not None:
+            os.close(file)
+
     def _lock(self) -> None:
-        """Hold the folder for the life of this process: the file stays open, and the lock goes with
-        it.
+        """Hold the folder until :meth:`release`, or for the life of this process: the file stays
+        open, and the lock goes with it. Nothing happens where this process holds it already.
         """
-        file = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if is_held(self.path / LOCK):
+            return
+        file = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -174,6 +192,7 @@ class RunFolder:
             raise ConfigurationError(
                 f"run_dir: another launcher uses {self.path}; wait for it, or name another folder"
             ) from error
+        HELD[os.path.realpath(self.path / LOCK)] = (os.getpid(), file)
 
     def next_incarnation(self, role: str) -> int:
         """How often ``role`` was started in the run (1, 2, ...); on the disk before it is used, so

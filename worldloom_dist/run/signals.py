@@ -51,8 +51,11 @@ class StopFlag:
 
     def listen(self) -> None:
         """Handle the signals from now on; call it again after a library has put its own handlers in
-        the way (Ray does).
+        the way (Ray does). In another thread than the main one, which gets no signals, nothing
+        happens.
         """
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (*SIGNALS, signal.SIGUSR1):
             signal.signal(number, self._handle)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -90,7 +93,7 @@ def stop_on_signals() -> Iterator[StopFlag]:
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
-        yield flag
+        yield flag  # never set
         return
     former = {
         number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGHUP, signal.SIGUSR1)

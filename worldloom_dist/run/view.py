@@ -23,6 +23,7 @@ from worldloom.core.fields import checked, normalize
 from worldloom.core.json_text import parse_json, read_object
 from worldloom.core.plain_files import open_plain, plain_lines, read_tail
 from worldloom_dist.metrics.names import loss_of
+from worldloom_dist.run.folder import is_held
 
 __all__ = [
     "View",
@@ -347,6 +348,8 @@ def is_locked(path: Path) -> bool:
     """Ask whether a launcher on this machine holds a run's lock, without taking it (Linux;
     elsewhere no one can be asked).
     """
+    if is_held(path):
+        return True
     if sys.platform != "linux" or not path.exists():
         return False
     question = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)

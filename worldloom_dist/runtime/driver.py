@@ -229,7 +229,8 @@ class RayRuntime:
             WeightStore.run_forever,
             lambda _: _start(place, WeightStoreRole, "weights", 0),
         )
-        add("hub", 0, Hub.run_forever, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
+        make_hub = partial(_start, place, HubRole, "hub", 0, *hub, threads=8)
+        add("hub", 0, Hub.run_forever, lambda _: make_hub(), is_vital=False)
         self._place_inference()  # the learner starts meanwhile
         plan = self._plan
         if plan.inference == "central":
@@ -303,7 +304,8 @@ class RayRuntime:
     @property
     def owes_update(self) -> bool:
         """True when stored steps ask for another update, as of the last look."""
-        return self._report.counts.debt >= self._plan.limits.batch_positions
+        owes = self._report.counts.debt >= self._plan.limits.batch_positions
+        return owes and self.num_windows != 0  # a shard that lost its rows may leave none to draw
 
     @property
     def shard_counters(self) -> Mapping[str, Mapping[str, int]]:

@@ -102,6 +102,7 @@ def test_a_command_ends_as_it_does_where_there_is_no_standard_output(monkeypatch
         (PermissionError(errno.EACCES, "Permission denied", "x/config.json"), "x/config.json"),
         (OSError(errno.ENOSPC, "No space left on device"), "(No space left on device); free space"),
         (FileNotFoundError(errno.ENOENT, "No usable temporary directory"), "(No usable temporary"),
+        (NotADirectoryError("t/file: is a file"), "error: t/file: is a file\n"),
         (
             ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
             "connection failed (Con",
@@ -114,7 +115,10 @@ def test_a_command_ends_as_it_does_where_there_is_no_standard_output(monkeypatch
         (OSError(errno.ENETUNREACH, "Network is unreachable"), "failed (Network is unreachable)"),
         (URLError(OSError("bad\nlines")), "the connection failed (<urlopen error bad)"),
     ],
-    ids=["named", "output", "temporary", "refused", "late", "unknown", "unreachable", "library"],
+    ids=[
+        *("named", "output", "temporary", "text"),
+        *("refused", "late", "unknown", "unreachable", "library"),
+    ],
 )
 def test_a_file_or_network_that_cannot_be_used_is_one_sentence(error, sentence, capsys):
     @interruptible

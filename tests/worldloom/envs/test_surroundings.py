@@ -59,6 +59,8 @@ class Plain(gymnasium.Env):
 def ignore_signals():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def clear_handlers():
@@ -103,6 +105,8 @@ def state():
     handlers = [
         signal.getsignal(signal.SIGINT),
         signal.getsignal(signal.SIGTERM),
+        signal.getsignal(signal.SIGHUP),
+        signal.getsignal(signal.SIGUSR1),
         *logging.root.handlers,
     ]
     torchs = [torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()]

@@ -1,13 +1,18 @@
 """Which folder a run gets, and when it may be deleted again."""
 
 import json
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.run.claim import Claim, choose_folder, claim_folder
 from worldloom_dist.run.cli import parse
+from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.view import is_locked
 
 
 def test_a_new_run_gets_the_next_number(tmp_path):
@@ -103,3 +108,36 @@ def test_what_a_run_has_recorded_is_not_discarded(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     Claim(tmp_path, is_made=True, is_held=True).discard()
     assert (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_folder_is_discarded_where_it_was_made_wherever_an_env_has_gone(tmp_path, monkeypatch):
+    for place in ("here", "there"):
+        (tmp_path / place / "runs/x-0001").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    claim = Claim(Path("runs/x-0001"), is_made=True, is_held=True)
+    monkeypatch.chdir(tmp_path / "there")
+    claim.discard()
+    assert not (tmp_path / "here/runs/x-0001").exists()
+    assert (tmp_path / "there/runs/x-0001").exists()
+
+
+def may_hold(folder):
+    """Whether another process may."""
+    code = (
+        "import sys; from pathlib import Path; from worldloom_dist.run.folder import RunFolder\n"
+        "RunFolder(Path(sys.argv[1])).hold()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE)
+    assert done.returncode == 0 or b"another launcher uses" in done.stderr
+    return done.returncode == 0
+
+
+def test_a_process_that_asks_after_its_own_run_keeps_it_until_it_lets_go(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.hold()
+    folder.hold()
+    assert is_locked(tmp_path / "lock")
+    assert not may_hold(tmp_path)
+    folder.release()
+    assert not is_locked(tmp_path / "lock")
+    assert may_hold(tmp_path)

@@ -2,10 +2,11 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
-from worldloom_dist.run.signals import stop_on_signals
+from worldloom_dist.run.signals import StopFlag, stop_on_signals
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +59,13 @@ def test_a_run_that_a_person_stops_asks_for_no_other_start():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGUSR1)
         assert not stop.asks_again
+
+
+def test_in_another_thread_nobody_listens():
+    flag = StopFlag()
+    former = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=flag.listen)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is former
+    assert not flag.is_set

@@ -388,3 +388,13 @@ def test_what_gateways_counted_does_not_fall_with_a_hub(run):
         run.runtime.look()
     gateway = run.report.summary("running")["gateway"]
     assert gateway == {"questions": 9, "rows": 64, "skipped_rows": 0}
+
+
+def test_updates_that_no_rows_are_left_for_are_not_waited_for(run):
+    counts = run.runtime.supervisor.roles["coordinator-0"].handle.answers["counts"]
+    counts |= {"debt": 1e6, "windows": 5}
+    run.runtime.look()
+    assert run.runtime.owes_update
+    counts["windows"] = 0  # a shard came back without a disk
+    run.runtime.look()
+    assert not run.runtime.owes_update
