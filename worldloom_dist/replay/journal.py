@@ -169,18 +169,20 @@ class Journal:
         self._offset = 0
         self._written = 0
         self._synced = 0
-        self._broken: OSError | None = None
+        self._broken = ""
 
     @property
     def failure(self) -> str:
         """Why it takes no more records until it is opened again, in a sentence; empty while
         it does.
         """
-        return (
-            f"replay journal {self.directory}: {self._broken}; the disk cannot be trusted"
-            if self._broken
-            else ""
-        )
+        return f"replay journal {self.directory}: {self._broken}" if self._broken else ""
+
+    def fail(self, reason: str) -> None:
+        """Take no more records until it is opened again: what its owner holds is not what its
+        records say.
+        """
+        self._broken = self._broken or reason
 
     @property
     def segments(self) -> list[int]:
@@ -263,7 +265,7 @@ class Journal:
             try:
                 os.fsync(self._file)
             except OSError as error:
-                self._broken = error
+                self.fail(f"{error}; the disk cannot be trusted")
                 raise StateError(self.failure) from error
             self._synced = upto
 
@@ -275,6 +277,8 @@ class Journal:
             StateError: If the disk takes no more; the log is then as before the call, or takes no
                 records until it is opened again.
         """
+        if self._broken:
+            raise StateError(self.failure)
         number = max([self._segment, *self.segments], default=-1) + 1
         path = self.path(number)
         temporary = path.with_suffix(".tmp")
@@ -295,7 +299,7 @@ class Journal:
             self._sync_directory()
             self._open_segment(number, path.stat().st_size)
         except OSError as error:  # which segment is the last one is not known any more
-            self._broken = error
+            self.fail(f"{error}; the disk cannot be trusted")
             raise StateError(self.failure) from error
 
     def truncate(self, position: JournalPosition) -> None:
@@ -373,7 +377,7 @@ class Journal:
         try:
             os.ftruncate(self._file, self._offset)
         except OSError as error:
-            self._broken = error
+            self.fail(f"{error}; the disk cannot be trusted")
 
 
 def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:

@@ -30,7 +30,12 @@ import numpy as np
 import numpy.typing as npt
 
 from worldloom.core.damage import reading
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError
+from worldloom.core.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    ShapeMismatchError,
+    StateError,
+)
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Chunk, SequenceBatch, StreamId
 from worldloom.core.specs import ArraySpec
@@ -168,8 +173,9 @@ class ReplayShard:
             ShapeMismatchError: If the rows have another layout or other counts than the chunk says.
             FencedError: If the stream goes on elsewhere, see :meth:`fence`.
             StateError: If the journal cannot be written. Nothing has changed then, and the chunk
-                may be sent again; except after a failed fsync, when nothing is acknowledged until
-                the shard is opened again (see :attr:`failure`).
+                may be sent again; except after a failed fsync, or a chunk that could not be stored
+                once it was in the journal, when nothing is acknowledged until the shard is opened
+                again (see :attr:`failure`).
         """
         rows = self.rows.split(chunk)
         with self.lock:
@@ -179,10 +185,15 @@ class ReplayShard:
             place = None
             if self.journal is not None:
                 place = self._write(self.journal, chunk, inserted_s, is_new=is_new)
-            if is_new:
-                self.rows.store(chunk, rows, inserted_s, place)
-            else:
-                self.rows.counters.duplicate += chunk.num_rows
+            try:
+                if is_new:
+                    self.rows.store(chunk, rows, inserted_s, place)
+                else:
+                    self.rows.counters.duplicate += chunk.num_rows
+            except BaseException as error:
+                if self.journal is not None:  # it has rows now that are not here, or half of them
+                    self.journal.fail(f"a chunk that is in it could not be stored ({error!r})")
+                raise
         if self.journal is not None:
             self.journal.sync()
         return is_new
@@ -347,6 +358,9 @@ class ReplayShard:
 
         Inserts wait only while mutable columns and priorities, if there are any, are copied in
         memory; writing them blocks no caller.
+
+        Raises:
+            StateError: If the shard must be opened again first (see :attr:`failure`).
         """
         with self._snapshot_lock:
             with self.lock:
@@ -354,6 +368,8 @@ class ReplayShard:
                 served = self.rows.buffer.online_served
                 if self.journal is None:
                     return ShardSnapshot(-1, 0, -1, next_row, served)
+                if self.journal.failure:
+                    raise StateError(self.journal.failure)
                 if self.journal.needs_rotation:
                     self._rotate(self.journal)
                 place = self.journal.position

@@ -138,6 +138,33 @@ def test_a_failed_sync_acknowledges_nothing_and_the_shard_asks_to_be_opened_anew
     assert again.row_counters().inserted == 3 * ROWS
 
 
+def test_a_chunk_that_cannot_be_stored_once_it_is_journaled_costs_no_other_stream_a_row(
+    tmp_path, monkeypatch
+):
+    shard = open_shard(tmp_path, segment_bytes=300)
+    shard.append(counting_chunk(0, 0))
+
+    def full(*args, **kwargs):
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard.rows.buffer, "append", full)
+        with pytest.raises(MemoryError):
+            shard.append(counting_chunk(0, 1))
+    assert "no room" in shard.failure
+    for refused in (lambda: shard.append(counting_chunk(1, 0)), shard.snapshot):
+        with pytest.raises(StateError, match="no room"):
+            refused()
+    shard.close()
+    again = open_shard(tmp_path, segment_bytes=300)
+    assert again.append(counting_chunk(1, 0))
+    again.append(counting_chunk(0, 1))
+    counters = again.row_counters()
+    assert counters.inserted == 3 * ROWS
+    again.close()
+    assert open_shard(tmp_path, segment_bytes=300).row_counters() == counters
+
+
 def test_who_waits_for_a_sync_that_fails_is_not_acknowledged_by_the_next_one(tmp_path, monkeypatch):
     """The kernel tells a failed write once; the next fsync of the same file succeeds."""
     journal = Journal(tmp_path, fsync=True)
