@@ -16,10 +16,12 @@ One process at a time: the directory is locked until ``close`` or the death of t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import re
+import shutil
 import struct
 import threading
 from collections.abc import Iterator, Sequence
@@ -209,6 +211,8 @@ class Journal:
         """
         self.damage = JournalDamage()
         segments = self.segments
+        if self._fsync and segments:
+            self._bring_to_disk(segments[-1])
         for number, size, data in self._read_ahead(segments):
             is_last = number == segments[-1]
             frames = list(_scan(data, size, self.path(number), self.damage, is_last=is_last))
@@ -368,6 +372,28 @@ class Journal:
             self._file = file
             self._segment = number
             self._offset = offset
+
+    def _bring_to_disk(self, number: int) -> None:
+        """Write the last segment anew: what is read of it may be in memory only, where it was
+        never synced, or marked as written by a sync that failed and is not tried again. The
+        segments before it were synced when it was begun.
+        """
+        path = self.path(number)
+        temporary = path.with_suffix(".tmp")
+        try:
+            with open_plain(path) as source, temporary.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            sync(temporary)
+            temporary.rename(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StateError(
+                    f"replay journal {self.directory}: {path.name} cannot be written anew "
+                    f"({error}); the disk cannot be trusted"
+                ) from error
+            sync(path)
+        self._sync_directory()
 
     def _sync_directory(self) -> None:
         if self._fsync:

@@ -141,7 +141,9 @@ class ReplayShard:
         self._snapshot_lock = threading.Lock()
         self._pinned: list[int] = []
         self._has_new_weights = False
-        self._fences = Fences(directory if durability != "none" else None)
+        self._fences = Fences(
+            directory if durability != "none" else None, is_synced=durability == "fsync"
+        )
         self.rows = self._empty_rows()
         self.journal: Journal | None = None
         self.recovered = RecoveryReport()
@@ -380,10 +382,10 @@ class ReplayShard:
             mutable_file = self._files.save_mutable(*copied) if self._mutable else ""
             weights_file = self._files.save_weights(*learnt) if len(learnt[1]) else ""
             snapshot = ShardSnapshot(*place, oldest, next_row, served, mutable_file, weights_file)
+            self.journal.sync()  # before anything says that it reaches so far
             with self.lock:
                 self._files.set_snapshots([*self._files.snapshots, snapshot])
                 self._pinned = []
-            self.journal.sync()
             return snapshot
 
     def rollback(self, snapshot: ShardSnapshot) -> None:

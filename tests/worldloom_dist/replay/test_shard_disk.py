@@ -138,6 +138,48 @@ def test_a_failed_sync_acknowledges_nothing_and_the_shard_asks_to_be_opened_anew
     assert again.row_counters().inserted == 3 * ROWS
 
 
+def test_what_is_read_from_memory_is_on_the_disk_before_a_chunk_that_came_again_is_acknowledged(
+    tmp_path, monkeypatch
+):
+    shard = open_shard(tmp_path, durability="fsync", segment_bytes=1000)
+    shard.append(counting_chunk(0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(shard.journal, "sync", lambda: None)  # it is killed before
+        seq = 0
+        while not shard.journal.needs_rotation:
+            seq += 1
+            shard.append(counting_chunk(0, seq))
+        path = shard.journal.path(shard.journal.position.segment)
+        shard.close()
+    before = path.stat()
+    synced = {}
+    real = os.fsync
+
+    def noting(file):
+        real(file)
+        synced[os.fstat(file).st_ino] = os.fstat(file).st_size
+
+    monkeypatch.setattr(os, "fsync", noting)
+    again = open_shard(tmp_path, durability="fsync", segment_bytes=1000)
+    assert not again.append(counting_chunk(0, seq))
+    after = path.stat()
+    assert after.st_ino != before.st_ino, "pages that are clean by a failed sync are not written"
+    assert synced[after.st_ino] == after.st_size == before.st_size
+
+
+def test_a_snapshot_is_written_down_when_the_journal_reaches_it_on_the_disk(tmp_path, monkeypatch):
+    shard = open_shard(tmp_path, durability="fsync")
+    shard.append(counting_chunk(0, 0))
+    marks = tmp_path / "marks.json"
+
+    def before_it():
+        assert not marks.exists()
+
+    monkeypatch.setattr(shard.journal, "sync", before_it)
+    shard.snapshot()
+    assert marks.exists()
+
+
 def test_a_chunk_that_cannot_be_stored_once_it_is_journaled_costs_no_other_stream_a_row(
     tmp_path, monkeypatch
 ):
