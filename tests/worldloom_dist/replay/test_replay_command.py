@@ -20,6 +20,7 @@ from worldloom_dist.evaluate import evaluate
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.replay.__main__ import main
 from worldloom_dist.replay.formats.episode_files import open_episodes
+from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.imports import ImportReport
 from worldloom_dist.replay.journal import (
     FRAME,
@@ -297,6 +298,19 @@ def test_rows_of_a_file_do_not_stand_for_those_that_the_disk_of_a_stopped_run_ha
     found = verify_shard(shard)
     assert (found.lost, found.agent_steps) == (lost.num_rows, held.agent_steps)
     assert found.inserted > held.inserted
+
+
+def test_a_chunk_that_stands_twice_in_a_journal_is_exported_once(run_dir, tmp_path):
+    folder = distributed(run_dir, tmp_path / "run")
+    shard = folder / "replay" / "shard-0"
+    *_, last = (r for r in read_journal(shard, JournalDamage()) if r.kind == CHUNK)
+    path = segment_path(shard, last.segment)
+    data = path.read_bytes()
+    frame = data[last.offset - FRAME.size : last.offset + len(last.payload)]
+    before = sum(len(rows["is_first"]) for rows in EpisodeHistory(folder / "replay").episodes())
+    path.write_bytes(data + frame)
+    rows = list(EpisodeHistory(folder / "replay").episodes())
+    assert sum(len(episode["is_first"]) for episode in rows) == before
 
 
 def test_an_import_that_fills_the_disk_says_so_and_goes_on_when_there_is_room(
