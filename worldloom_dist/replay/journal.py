@@ -169,6 +169,7 @@ class Journal:
         self._file = -1
         self._segment = -1
         self._offset = 0
+        self._head_bytes = 0
         self._written = 0
         self._synced = 0
         self._broken = ""
@@ -202,8 +203,10 @@ class Journal:
 
     @property
     def needs_rotation(self) -> bool:
-        """True before the first record and when the current segment is full."""
-        return self._file < 0 or self._offset >= self._segment_bytes
+        """True before the first record and when the current segment is full; its head does not
+        count, or a head that alone is as large would make a segment of every record.
+        """
+        return self._file < 0 or self._offset - self._head_bytes >= self._segment_bytes
 
     def read_segments(self) -> Iterator[SegmentRecords]:
         """Yield the intact records of every segment, then open the end of the log for appending.
@@ -372,6 +375,7 @@ class Journal:
             self._file = file
             self._segment = number
             self._offset = offset
+            self._head_bytes = min(offset, _head_bytes(self.path(number)))
 
     def _bring_to_disk(self, number: int) -> None:
         """Write the last segment anew: what is read of it may be in memory only, where it was
@@ -455,6 +459,16 @@ def _segments(directory: Path) -> list[int]:
 def segment_path(directory: Path, segment: int) -> Path:
     """The file of a segment."""
     return directory / f"segment-{segment:08d}.wal"
+
+
+def _head_bytes(path: Path) -> int:
+    """What the head of a segment takes in its file; 0 if it is damaged."""
+    with open_plain(path) as file:
+        frame = file.read(FRAME.size)
+    if len(frame) < FRAME.size:
+        return 0
+    magic, kind, size, _ = FRAME.unpack(frame)
+    return FRAME.size + int(size) if (magic, kind) == (MAGIC, HEAD) else 0
 
 
 def _read_file(path: Path, room: bytearray) -> tuple[int, bytearray]:

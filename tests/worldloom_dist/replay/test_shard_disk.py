@@ -272,6 +272,21 @@ def test_a_segment_that_cannot_be_opened_leaves_no_foreign_file_open(tmp_path, m
     os.close(other)  # which is still ours
 
 
+def test_a_head_that_is_as_large_as_a_segment_makes_no_segment_of_every_record(tmp_path):
+    journal = Journal(tmp_path, segment_bytes=100)
+    assert not list(journal.read())
+    journal.rotate(bytes(1000))
+    journal.append(2, [b"row"])
+    assert not journal.needs_rotation
+    journal.close()
+    again = Journal(tmp_path, segment_bytes=100)
+    assert len(list(again.read())) == 2
+    assert not again.needs_rotation
+    again.append(2, [bytes(100)])
+    assert again.needs_rotation
+    again.close()
+
+
 def test_books_that_do_not_add_up_stop_a_checkpoint(tmp_path):
     run = start(tmp_path / "run", "--env-steps", "60")
     run.begin()
