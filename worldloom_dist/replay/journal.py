@@ -511,10 +511,18 @@ def _scan(
         _, start, size = found
         offset = end = start + size
         yield found
-    if is_last:
+    if is_last and _is_cut_off(data, stop, end):
         damage.torn_bytes += stop - end
     else:
         damage.corrupt_bytes += stop - end
+
+
+def _is_cut_off(data: bytes | bytearray, stop: int, offset: int) -> bool:
+    """Whether what is left is the beginning of one record, as a writer that dies leaves it."""
+    if stop - offset < FRAME.size:
+        return MAGIC.startswith(bytes(data[offset : min(stop, offset + len(MAGIC))]))
+    magic, _, size, _ = FRAME.unpack_from(data, offset)
+    return bool(magic == MAGIC and offset + FRAME.size + size > stop)
 
 
 def _frame(kind: int, parts: Sequence[Buffer]) -> list[Buffer]:

@@ -68,6 +68,22 @@ def test_verify_misses_rows_that_the_run_knew_of_at_the_end_of_a_journal(copied)
     assert f"ends at row {held}, and the run knew of {held + 1}" in problem
 
 
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_verify_takes_only_a_record_that_is_cut_off_for_one_that_was_being_written(copied, is_cut):
+    [*_, path] = sorted((copied / "replay" / "shard-0").glob("segment-*.wal"))
+    shutil.rmtree(copied / "checkpoints")
+    (path.parent / "marks.json").unlink()
+    data = bytearray(path.read_bytes())
+    if is_cut:
+        del data[-3:]
+    else:
+        data[-3] ^= 255
+    path.write_bytes(data)
+    found = verify_shard(path.parent)
+    assert bool(found.torn_bytes) is is_cut
+    assert bool(found.problems) is not is_cut
+
+
 @pytest.mark.parametrize(
     "name", ["replay/shard-0/fences.json", "replay/books.json", "incarnations.json"]
 )
