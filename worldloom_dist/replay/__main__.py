@@ -27,6 +27,7 @@ from worldloom.core.json_text import to_json
 from worldloom.core.program import called, interruptible
 from worldloom.core.sequence import Rows
 from worldloom.envs.tasks import check_one_task
+from worldloom_dist.ports import RowCounters
 from worldloom_dist.replay.formats.episode_files import SOURCES, whole_name, write_episode_file
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.imports import ImportList, ImportReport, check_file, load_share
@@ -171,12 +172,18 @@ def verify(run_dir: Path) -> int:
 def _store_now(plan: Plan, run_dir: Path, source: str) -> ImportReport:
     """Store a file in the journals of a run that does not run."""
     num_shards = plan.config.replay.shards
+    folder = RunFolder(run_dir)
     parts = []
     with contextlib.ExitStack() as stack:
         shards = []
         for index in range(num_shards):
-            shards.append(build_shard(plan, index, RunFolder(run_dir).replay))
+            shards.append(build_shard(plan, index, folder.replay))
             stack.callback(shards[-1].close)
+        # or the rows of the file would stand for those that the disk has lost
+        known = folder.read_counters()
+        for shard in shards:
+            if str(shard.index) in known:
+                shard.mark_lost(RowCounters(**known[str(shard.index)]))
         parts = [load_share(shard, source, num_shards) for shard in shards]
     return ImportReport.joined(parts)
 

@@ -25,10 +25,12 @@ class Fences:
 
     Args:
         directory: Where they are kept; None keeps them in memory.
+        is_synced: Whether they survive a power loss.
     """
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: Path | None, *, is_synced: bool = False) -> None:
         self._path = None if directory is None else directory / FILE
+        self._is_synced = is_synced
         self._names: dict[tuple[int, int], None] = {}
         if self._path is not None and self._path.is_file():
             with reading(self._path, "is damaged; restore it from a copy"):
@@ -43,7 +45,7 @@ class Fences:
         while len(names) > MOST:
             names.pop(next(iter(names)))
         if self._path is not None:
-            write_json(self._path, [list(name) for name in names])
+            write_json(self._path, [list(name) for name in names], is_synced=self._is_synced)
         self._names = names
 
     def check(self, stream: StreamId) -> None:

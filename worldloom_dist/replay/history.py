@@ -156,9 +156,10 @@ class EpisodeHistory:
 
 
 def _streams(folder: Path) -> dict[StreamId, list[StoredChunk]]:
-    streams: dict[StreamId, list[StoredChunk]] = {}
+    streams: dict[StreamId, dict[int, StoredChunk]] = {}
     for record in read_journal(folder, JournalDamage()):
         if record.kind == CHUNK:
             stored = StoredChunk.unpack(record.payload)
-            streams.setdefault(stored.chunk.stream, []).append(stored)
-    return streams
+            # one that stands twice is taken once, as by a shard that reads its journal
+            streams.setdefault(stored.chunk.stream, {}).setdefault(stored.chunk.seq, stored)
+    return {stream: list(chunks.values()) for stream, chunks in streams.items()}

@@ -16,10 +16,12 @@ One process at a time: the directory is locked until ``close`` or the death of t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import re
+import shutil
 import struct
 import threading
 from collections.abc import Iterator, Sequence
@@ -167,20 +169,23 @@ class Journal:
         self._file = -1
         self._segment = -1
         self._offset = 0
+        self._head_bytes = 0
         self._written = 0
         self._synced = 0
-        self._broken: OSError | None = None
+        self._broken = ""
 
     @property
     def failure(self) -> str:
         """Why it takes no more records until it is opened again, in a sentence; empty while
         it does.
         """
-        return (
-            f"replay journal {self.directory}: {self._broken}; the disk cannot be trusted"
-            if self._broken
-            else ""
-        )
+        return f"replay journal {self.directory}: {self._broken}" if self._broken else ""
+
+    def fail(self, reason: str) -> None:
+        """Take no more records until it is opened again: what its owner holds is not what its
+        records say.
+        """
+        self._broken = self._broken or reason
 
     @property
     def segments(self) -> list[int]:
@@ -198,8 +203,10 @@ class Journal:
 
     @property
     def needs_rotation(self) -> bool:
-        """True before the first record and when the current segment is full."""
-        return self._file < 0 or self._offset >= self._segment_bytes
+        """True before the first record and when the current segment is full; its head does not
+        count, or a head that alone is as large would make a segment of every record.
+        """
+        return self._file < 0 or self._offset - self._head_bytes >= self._segment_bytes
 
     def read_segments(self) -> Iterator[SegmentRecords]:
         """Yield the intact records of every segment, then open the end of the log for appending.
@@ -207,6 +214,8 @@ class Journal:
         """
         self.damage = JournalDamage()
         segments = self.segments
+        if self._fsync and segments:
+            self._bring_to_disk(segments[-1])
         for number, size, data in self._read_ahead(segments):
             is_last = number == segments[-1]
             frames = list(_scan(data, size, self.path(number), self.damage, is_last=is_last))
@@ -263,7 +272,7 @@ class Journal:
             try:
                 os.fsync(self._file)
             except OSError as error:
-                self._broken = error
+                self.fail(f"{error}; the disk cannot be trusted")
                 raise StateError(self.failure) from error
             self._synced = upto
 
@@ -275,6 +284,8 @@ class Journal:
             StateError: If the disk takes no more; the log is then as before the call, or takes no
                 records until it is opened again.
         """
+        if self._broken:
+            raise StateError(self.failure)
         number = max([self._segment, *self.segments], default=-1) + 1
         path = self.path(number)
         temporary = path.with_suffix(".tmp")
@@ -295,7 +306,7 @@ class Journal:
             self._sync_directory()
             self._open_segment(number, path.stat().st_size)
         except OSError as error:  # which segment is the last one is not known any more
-            self._broken = error
+            self.fail(f"{error}; the disk cannot be trusted")
             raise StateError(self.failure) from error
 
     def truncate(self, position: JournalPosition) -> None:
@@ -364,6 +375,29 @@ class Journal:
             self._file = file
             self._segment = number
             self._offset = offset
+            self._head_bytes = min(offset, _head_bytes(self.path(number)))
+
+    def _bring_to_disk(self, number: int) -> None:
+        """Write the last segment anew: what is read of it may be in memory only, where it was
+        never synced, or marked as written by a sync that failed and is not tried again. The
+        segments before it were synced when it was begun.
+        """
+        path = self.path(number)
+        temporary = path.with_suffix(".tmp")
+        try:
+            with open_plain(path) as source, temporary.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            sync(temporary)
+            temporary.rename(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StateError(
+                    f"replay journal {self.directory}: {path.name} cannot be written anew "
+                    f"({error}); the disk cannot be trusted"
+                ) from error
+            sync(path)
+        self._sync_directory()
 
     def _sync_directory(self) -> None:
         if self._fsync:
@@ -373,7 +407,7 @@ class Journal:
         try:
             os.ftruncate(self._file, self._offset)
         except OSError as error:
-            self._broken = error
+            self.fail(f"{error}; the disk cannot be trusted")
 
 
 def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
@@ -427,6 +461,16 @@ def segment_path(directory: Path, segment: int) -> Path:
     return directory / f"segment-{segment:08d}.wal"
 
 
+def _head_bytes(path: Path) -> int:
+    """What the head of a segment takes in its file; 0 if it is damaged."""
+    with open_plain(path) as file:
+        frame = file.read(FRAME.size)
+    if len(frame) < FRAME.size:
+        return 0
+    magic, kind, size, _ = FRAME.unpack(frame)
+    return FRAME.size + int(size) if (magic, kind) == (MAGIC, HEAD) else 0
+
+
 def _read_file(path: Path, room: bytearray) -> tuple[int, bytearray]:
     """The size of a file, and its bytes at the begin of ``room``, or of a new one if that is too
     small.
@@ -467,10 +511,18 @@ def _scan(
         _, start, size = found
         offset = end = start + size
         yield found
-    if is_last:
+    if is_last and _is_cut_off(data, stop, end):
         damage.torn_bytes += stop - end
     else:
         damage.corrupt_bytes += stop - end
+
+
+def _is_cut_off(data: bytes | bytearray, stop: int, offset: int) -> bool:
+    """Whether what is left is the beginning of one record, as a writer that dies leaves it."""
+    if stop - offset < FRAME.size:
+        return MAGIC.startswith(bytes(data[offset : min(stop, offset + len(MAGIC))]))
+    magic, _, size, _ = FRAME.unpack_from(data, offset)
+    return bool(magic == MAGIC and offset + FRAME.size + size > stop)
 
 
 def _frame(kind: int, parts: Sequence[Buffer]) -> list[Buffer]:

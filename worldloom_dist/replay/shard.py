@@ -30,7 +30,12 @@ import numpy as np
 import numpy.typing as npt
 
 from worldloom.core.damage import reading
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError
+from worldloom.core.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    ShapeMismatchError,
+    StateError,
+)
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Chunk, SequenceBatch, StreamId
 from worldloom.core.specs import ArraySpec
@@ -136,7 +141,9 @@ class ReplayShard:
         self._snapshot_lock = threading.Lock()
         self._pinned: list[int] = []
         self._has_new_weights = False
-        self._fences = Fences(directory if durability != "none" else None)
+        self._fences = Fences(
+            directory if durability != "none" else None, is_synced=durability == "fsync"
+        )
         self.rows = self._empty_rows()
         self.journal: Journal | None = None
         self.recovered = RecoveryReport()
@@ -168,8 +175,9 @@ class ReplayShard:
             ShapeMismatchError: If the rows have another layout or other counts than the chunk says.
             FencedError: If the stream goes on elsewhere, see :meth:`fence`.
             StateError: If the journal cannot be written. Nothing has changed then, and the chunk
-                may be sent again; except after a failed fsync, when nothing is acknowledged until
-                the shard is opened again (see :attr:`failure`).
+                may be sent again; except after a failed fsync, or a chunk that could not be stored
+                once it was in the journal, when nothing is acknowledged until the shard is opened
+                again (see :attr:`failure`).
         """
         rows = self.rows.split(chunk)
         with self.lock:
@@ -179,10 +187,15 @@ class ReplayShard:
             place = None
             if self.journal is not None:
                 place = self._write(self.journal, chunk, inserted_s, is_new=is_new)
-            if is_new:
-                self.rows.store(chunk, rows, inserted_s, place)
-            else:
-                self.rows.counters.duplicate += chunk.num_rows
+            try:
+                if is_new:
+                    self.rows.store(chunk, rows, inserted_s, place)
+                else:
+                    self.rows.counters.duplicate += chunk.num_rows
+            except BaseException as error:
+                if self.journal is not None:  # it has rows now that are not here, or half of them
+                    self.journal.fail(f"a chunk that is in it could not be stored ({error!r})")
+                raise
         if self.journal is not None:
             self.journal.sync()
         return is_new
@@ -347,6 +360,9 @@ class ReplayShard:
 
         Inserts wait only while mutable columns and priorities, if there are any, are copied in
         memory; writing them blocks no caller.
+
+        Raises:
+            StateError: If the shard must be opened again first (see :attr:`failure`).
         """
         with self._snapshot_lock:
             with self.lock:
@@ -354,6 +370,8 @@ class ReplayShard:
                 served = self.rows.buffer.online_served
                 if self.journal is None:
                     return ShardSnapshot(-1, 0, -1, next_row, served)
+                if self.journal.failure:
+                    raise StateError(self.journal.failure)
                 if self.journal.needs_rotation:
                     self._rotate(self.journal)
                 place = self.journal.position
@@ -364,10 +382,10 @@ class ReplayShard:
             mutable_file = self._files.save_mutable(*copied) if self._mutable else ""
             weights_file = self._files.save_weights(*learnt) if len(learnt[1]) else ""
             snapshot = ShardSnapshot(*place, oldest, next_row, served, mutable_file, weights_file)
+            self.journal.sync()  # before anything says that it reaches so far
             with self.lock:
                 self._files.set_snapshots([*self._files.snapshots, snapshot])
                 self._pinned = []
-            self.journal.sync()
             return snapshot
 
     def rollback(self, snapshot: ShardSnapshot) -> None:

@@ -212,14 +212,18 @@ class ShardRows:
         are new.
         """
         before = self.row_counters()
-        if acknowledged.inserted <= before.inserted:
+        unknown = acknowledged.inserted - before.inserted
+        if unknown <= 0:
             return 0
+        # stored or lost when they were acknowledged, and not among the lost that are known here
+        kept = acknowledged.inserted - acknowledged.evicted
+        newly = max(0, min(unknown, kept - min(before.lost_acked, acknowledged.lost_acked)))
         self.skip_to(
             acknowledged.inserted, max(self.counters.agent_steps, acknowledged.agent_steps)
         )
-        self.counters.evicted = max(acknowledged.evicted, self.counters.evicted)
-        self.counters.lost = acknowledged.inserted - len(self.buffer) - self.counters.evicted
-        return self.counters.lost - before.lost_acked
+        self.counters.lost += newly
+        self.counters.evicted += unknown - newly
+        return newly
 
     def skip_to(self, next_row: int, agent_steps: int) -> None:
         """Account for lost rows: up to row ``next_row``, and up to that many agent steps."""

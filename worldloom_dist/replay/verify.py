@@ -24,6 +24,7 @@ from worldloom_dist.replay.history import shard_folders
 from worldloom_dist.replay.imports import ImportList
 from worldloom_dist.replay.verify_shard import ShardFindings, verify_shard
 from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.view import is_locked
 
 __all__ = ["RunFindings", "verify_run"]
@@ -82,9 +83,11 @@ def verify_run(folder: Path) -> RunFindings:
     is_live = is_locked(folder / "lock")
     config, env = _read_config(folder / "config.json", problems)
     summary = _read_summary(folder / "summary.json", problems, is_live=is_live)
+    known = _read_counters(RunFolder(folder), problems)
     for shard in folders:
         findings.shards[shard.name] = verify_shard(shard)
         problems += findings.shards[shard.name].problems
+    problems += _missing_ends(folder, known, findings.shards)
     facts = list(_checkpoints(folder / "checkpoints", findings))
     problems += _import_problems(folder)
     is_live |= is_locked(folder / "lock")
@@ -131,6 +134,32 @@ def _read_summary(path: Path, problems: list[str], *, is_live: bool) -> _Summary
     except UNREADABLE as error:
         problems.append(f"{path} cannot be read ({error})")
     return None
+
+
+def _read_counters(run: RunFolder, problems: list[str]) -> dict[str, int]:
+    """Rows that each shard has had at least, by its name, as the run last knew it; looks at the
+    counts of starts, too.
+    """
+    try:
+        run.incarnation("")
+        return {
+            f"shard-{index}": int(counters["inserted"])
+            for index, counters in run.read_counters().items()
+        }
+    except (*UNREADABLE, ConfigurationError) as error:
+        problems.append(f"{run.path}: what it counts cannot be read ({error})")
+    return {}
+
+
+def _missing_ends(
+    folder: Path, known: dict[str, int], shards: dict[str, ShardFindings]
+) -> Iterator[str]:
+    for name, inserted in known.items():
+        if name in shards and shards[name].inserted < inserted:
+            yield (
+                f"{folder / 'replay' / name}: the journal ends at row {shards[name].inserted}, and "
+                f"the run knew of {inserted} rows: the end of it is missing"
+            )
 
 
 def _layout_problems(

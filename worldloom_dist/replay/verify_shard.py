@@ -18,6 +18,7 @@ from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.sequence import FLAGS, SequenceBatch, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import carry_resets_of, split_rows
+from worldloom_dist.replay.fences import Fences
 from worldloom_dist.replay.history import stored_columns, stored_identity
 from worldloom_dist.replay.journal import HEAD, JournalDamage, Record, read_journal
 from worldloom_dist.replay.records import (
@@ -91,6 +92,7 @@ def verify_shard(folder: Path) -> ShardFindings:
         identity = stored_identity(folder)
         columns = stored_columns(folder)
         snapshots = _snapshots(folder)
+        Fences(folder)
     except CheckpointError as error:
         return ShardFindings(problems=[str(error)])
     damage = JournalDamage()

@@ -172,4 +172,4 @@ def test_a_segment_of_frame_headers_is_given_up_in_time(tmp_path, monkeypatch):
     damage = JournalDamage()
     assert list(read_journal(tmp_path, damage)) == []
     assert sum(looked_at) < 40 * 16 * count
-    assert damage.torn_bytes == 16 * count
+    assert damage.corrupt_bytes == 16 * count

@@ -2,7 +2,9 @@
 lock-step runtime.
 """
 
+import dataclasses
 import json
+import os
 import pickle
 import shutil
 
@@ -15,10 +17,22 @@ from tests.worldloom_dist.local_runs import start as start_run
 from tests.worldloom_dist.small_runs import COUNTING, start
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.evaluate import evaluate
+from worldloom_dist.ports import RowCounters
 from worldloom_dist.replay.__main__ import main
 from worldloom_dist.replay.formats.episode_files import open_episodes
+from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.imports import ImportReport
-from worldloom_dist.replay.journal import Journal, JournalHeldError
+from worldloom_dist.replay.journal import (
+    FRAME,
+    Journal,
+    JournalDamage,
+    JournalHeldError,
+    read_journal,
+    segment_path,
+)
+from worldloom_dist.replay.records import CHUNK, StoredChunk
+from worldloom_dist.replay.verify_shard import verify_shard
+from worldloom_dist.run.folder import RunFolder
 
 SMALL_DREAMER = [
     "--preset",
@@ -260,6 +274,43 @@ def test_a_run_that_ended_stays_whole_when_files_are_imported_and_says_so_exactl
         (folder / "summary.json").write_text(changed)
         assert main(["verify", str(folder)]) == 1
         assert f"says inserted {wrong}" in capsys.readouterr().out
+
+
+def test_rows_of_a_file_do_not_stand_for_those_that_the_disk_of_a_stopped_run_has_lost(
+    run_dir, tmp_path
+):
+    folder = distributed(run_dir, tmp_path / "run")
+    file = str(tmp_path / "data.npz")
+    main(["export", str(run_dir), file])
+    shard = folder / "replay" / "shard-0"
+    held = verify_shard(shard)
+    RunFolder(folder).write_counters(
+        {
+            "0": dataclasses.asdict(
+                RowCounters(held.inserted, held.rows, agent_steps=held.agent_steps)
+            )
+        }
+    )
+    *_, last = (r for r in read_journal(shard, JournalDamage()) if r.kind == CHUNK)
+    lost = StoredChunk.unpack(last.payload).chunk
+    os.truncate(segment_path(shard, last.segment), last.offset - FRAME.size)
+    assert main(["import", str(folder), file]) == 0
+    found = verify_shard(shard)
+    assert (found.lost, found.agent_steps) == (lost.num_rows, held.agent_steps)
+    assert found.inserted > held.inserted
+
+
+def test_a_chunk_that_stands_twice_in_a_journal_is_exported_once(run_dir, tmp_path):
+    folder = distributed(run_dir, tmp_path / "run")
+    shard = folder / "replay" / "shard-0"
+    *_, last = (r for r in read_journal(shard, JournalDamage()) if r.kind == CHUNK)
+    path = segment_path(shard, last.segment)
+    data = path.read_bytes()
+    frame = data[last.offset - FRAME.size : last.offset + len(last.payload)]
+    before = sum(len(rows["is_first"]) for rows in EpisodeHistory(folder / "replay").episodes())
+    path.write_bytes(data + frame)
+    rows = list(EpisodeHistory(folder / "replay").episodes())
+    assert sum(len(episode["is_first"]) for episode in rows) == before
 
 
 def test_an_import_that_fills_the_disk_says_so_and_goes_on_when_there_is_room(

@@ -3,12 +3,14 @@ count every loss once.
 """
 
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.worldloom_dist.replay.test_shard import (
+    COLUMNS,
     LATENT,
     counting_chunk,
     expected_starts,
@@ -17,8 +19,10 @@ from tests.worldloom_dist.replay.test_shard import (
 )
 from worldloom.core.exceptions import CheckpointError
 from worldloom_dist.ports import RowCounters, SampleRequest
+from worldloom_dist.replay.journal import FRAME, JournalDamage, read_journal, segment_path
 from worldloom_dist.replay.verify_shard import verify_shard
 
+ROW_BYTES = sum(spec.nbytes for spec in COLUMNS.values())
 SMALL = {"capacity": 30, "segment_bytes": 300}
 
 
@@ -110,6 +114,55 @@ def test_a_shard_whose_disk_is_gone_comes_back_empty_and_says_how_much_is_lost(t
     fresh.close()
     assert not verify_shard(tmp_path / "new").problems
     assert open_shard(tmp_path / "new", capacity=50).row_counters() == counters
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        ({"capacity_bytes": 40 * ROW_BYTES}, {"capacity_bytes": 40 * ROW_BYTES}),
+        ({"capacity": 20}, {"capacity": 1000}),
+    ],
+    ids=["bounded in bytes", "resumed with more room"],
+)
+def test_rows_that_a_smaller_capacity_had_evicted_are_not_taken_from_those_that_are_lost(
+    tmp_path, first, later
+):
+    shard = open_shard(tmp_path, segment_bytes=1500, **first)
+    for seq in range(2):
+        shard.append(counting_chunk(0, seq, size=30 if "capacity_bytes" in first else 15))
+    for slot in range(1, 4):
+        shard.append(counting_chunk(slot, 0))
+    acknowledged = shard.row_counters()
+    shard.close()
+    cut_last_record(tmp_path)
+    again = open_shard(tmp_path, segment_bytes=1500, **later)
+    found = again.row_counters()
+    assert found.evicted < acknowledged.evicted, "segments give back what was evicted"
+    assert again.mark_lost(acknowledged) == 5
+    counters = again.row_counters()
+    assert counters.is_balanced
+    assert (counters.inserted, counters.lost_acked) == (acknowledged.inserted, 5)
+    again.close()
+    assert not verify_shard(tmp_path).problems
+    assert open_shard(tmp_path, segment_bytes=1500, **later).row_counters() == counters
+
+
+def test_a_loss_that_was_known_and_is_forgotten_with_the_end_of_the_journal_counts_once(tmp_path):
+    shard = filled(tmp_path)
+    shard.mark_lost(RowCounters(inserted=70))
+    acknowledged = shard.row_counters()
+    shard.close()
+    cut_last_record(tmp_path)
+    again = open_shard(tmp_path)
+    assert again.row_counters().inserted == 60
+    again.mark_lost(acknowledged)
+    assert again.row_counters() == acknowledged
+
+
+def cut_last_record(directory):
+    """As a power loss does."""
+    *_, last = read_journal(directory, JournalDamage())
+    os.truncate(segment_path(directory, last.segment), last.offset - FRAME.size)
 
 
 def test_a_segment_that_is_missing_counts_as_lost_and_not_as_evicted(tmp_path):

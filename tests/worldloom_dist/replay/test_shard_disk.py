@@ -138,6 +138,75 @@ def test_a_failed_sync_acknowledges_nothing_and_the_shard_asks_to_be_opened_anew
     assert again.row_counters().inserted == 3 * ROWS
 
 
+def test_what_is_read_from_memory_is_on_the_disk_before_a_chunk_that_came_again_is_acknowledged(
+    tmp_path, monkeypatch
+):
+    shard = open_shard(tmp_path, durability="fsync", segment_bytes=1000)
+    shard.append(counting_chunk(0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(shard.journal, "sync", lambda: None)  # it is killed before
+        seq = 0
+        while not shard.journal.needs_rotation:
+            seq += 1
+            shard.append(counting_chunk(0, seq))
+        path = shard.journal.path(shard.journal.position.segment)
+        shard.close()
+    before = path.stat()
+    synced = {}
+    real = os.fsync
+
+    def noting(file):
+        real(file)
+        synced[os.fstat(file).st_ino] = os.fstat(file).st_size
+
+    monkeypatch.setattr(os, "fsync", noting)
+    again = open_shard(tmp_path, durability="fsync", segment_bytes=1000)
+    assert not again.append(counting_chunk(0, seq))
+    after = path.stat()
+    assert after.st_ino != before.st_ino, "pages that are clean by a failed sync are not written"
+    assert synced[after.st_ino] == after.st_size == before.st_size
+
+
+def test_a_snapshot_is_written_down_when_the_journal_reaches_it_on_the_disk(tmp_path, monkeypatch):
+    shard = open_shard(tmp_path, durability="fsync")
+    shard.append(counting_chunk(0, 0))
+    marks = tmp_path / "marks.json"
+
+    def before_it():
+        assert not marks.exists()
+
+    monkeypatch.setattr(shard.journal, "sync", before_it)
+    shard.snapshot()
+    assert marks.exists()
+
+
+def test_a_chunk_that_cannot_be_stored_once_it_is_journaled_costs_no_other_stream_a_row(
+    tmp_path, monkeypatch
+):
+    shard = open_shard(tmp_path, segment_bytes=300)
+    shard.append(counting_chunk(0, 0))
+
+    def full(*args, **kwargs):
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard.rows.buffer, "append", full)
+        with pytest.raises(MemoryError):
+            shard.append(counting_chunk(0, 1))
+    assert "no room" in shard.failure
+    for refused in (lambda: shard.append(counting_chunk(1, 0)), shard.snapshot):
+        with pytest.raises(StateError, match="no room"):
+            refused()
+    shard.close()
+    again = open_shard(tmp_path, segment_bytes=300)
+    assert again.append(counting_chunk(1, 0))
+    again.append(counting_chunk(0, 1))
+    counters = again.row_counters()
+    assert counters.inserted == 3 * ROWS
+    again.close()
+    assert open_shard(tmp_path, segment_bytes=300).row_counters() == counters
+
+
 def test_who_waits_for_a_sync_that_fails_is_not_acknowledged_by_the_next_one(tmp_path, monkeypatch):
     """The kernel tells a failed write once; the next fsync of the same file succeeds."""
     journal = Journal(tmp_path, fsync=True)
@@ -201,6 +270,21 @@ def test_a_segment_that_cannot_be_opened_leaves_no_foreign_file_open(tmp_path, m
     other = real(tmp_path / "other", os.O_CREAT | os.O_WRONLY)
     journal.close()
     os.close(other)  # which is still ours
+
+
+def test_a_head_that_is_as_large_as_a_segment_makes_no_segment_of_every_record(tmp_path):
+    journal = Journal(tmp_path, segment_bytes=100)
+    assert not list(journal.read())
+    journal.rotate(bytes(1000))
+    journal.append(2, [b"row"])
+    assert not journal.needs_rotation
+    journal.close()
+    again = Journal(tmp_path, segment_bytes=100)
+    assert len(list(again.read())) == 2
+    assert not again.needs_rotation
+    again.append(2, [bytes(100)])
+    assert again.needs_rotation
+    again.close()
 
 
 def test_books_that_do_not_add_up_stop_a_checkpoint(tmp_path):

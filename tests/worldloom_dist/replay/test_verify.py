@@ -19,6 +19,7 @@ from worldloom_dist.replay.__main__ import main
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.replay.verify import verify_run
 from worldloom_dist.replay.verify_shard import verify_shard
+from worldloom_dist.run.folder import RunFolder
 
 ENV = EnvSpec(
     name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))}
@@ -54,6 +55,41 @@ def test_verify_finds_a_whole_run_whole_and_counts_its_rows(run_dir, capsys):
     assert found["checkpoints"] >= 1
     assert found["problems"] == []
     assert text.endswith("is whole\n")
+
+
+def test_verify_misses_rows_that_the_run_knew_of_at_the_end_of_a_journal(copied):
+    shard = copied / "replay" / "shard-0"
+    held = verify_shard(shard).inserted
+    run = RunFolder(copied)
+    run.write_counters({"0": {"inserted": held}})
+    assert not verify_run(copied).problems
+    run.write_counters({"0": {"inserted": held + 1}})
+    [problem] = verify_run(copied).problems
+    assert f"ends at row {held}, and the run knew of {held + 1}" in problem
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_verify_takes_only_a_record_that_is_cut_off_for_one_that_was_being_written(copied, is_cut):
+    [*_, path] = sorted((copied / "replay" / "shard-0").glob("segment-*.wal"))
+    shutil.rmtree(copied / "checkpoints")
+    (path.parent / "marks.json").unlink()
+    data = bytearray(path.read_bytes())
+    if is_cut:
+        del data[-3:]
+    else:
+        data[-3] ^= 255
+    path.write_bytes(data)
+    found = verify_shard(path.parent)
+    assert bool(found.torn_bytes) is is_cut
+    assert bool(found.problems) is not is_cut
+
+
+@pytest.mark.parametrize(
+    "name", ["replay/shard-0/fences.json", "replay/books.json", "incarnations.json"]
+)
+def test_verify_reads_the_small_files_that_a_run_needs_to_go_on(copied, name):
+    (copied / name).write_text("[[1,")
+    assert any(name in problem for problem in verify_run(copied).problems)
 
 
 def test_verify_counts_the_rows_of_a_policy_that_had_lost_its_carry(tmp_path):
