@@ -27,6 +27,7 @@ from worldloom_dist.gateway.refusal import RefusalError
 from worldloom_dist.gateway.secret import Claim
 from worldloom_dist.gateway.stream import AGAIN_S, POLICY, Append
 from worldloom_dist.ports import CHUNK_SOURCES
+from worldloom_dist.replay.records import LARGEST_VERSION, MOST_SEQ
 
 __all__ = ["Pushing", "pushing_claim"]
 
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 TOLD_EVERY_S = 1.0
 """How often a client is told that its chunk still waits."""
-MOST_SEQ = 2**62
 
 PushResponse = message("PushResponse")
 Refusal = message("Refusal")
@@ -148,6 +148,10 @@ class Pushing:
 
     async def _check_version(self, version: Any) -> None:
         given = PolicyVersion(version.incarnation, version.update)
+        if given.update > LARGEST_VERSION:
+            raise WireError(
+                f"version.update: got {given.update}, expected at most {LARGEST_VERSION}"
+            )
         newest = await self._newest(given) if given > NO_POLICY else NO_POLICY
         if given > newest:
             raise WireError(f"version: got {given}, and the newest weights are {newest}")

@@ -46,6 +46,7 @@ from worldloom_dist.replay.records import (
     LOST,
     Repeated,
     SpilledChunks,
+    check_name,
     shard_identity,
 )
 from worldloom_dist.replay.recovery import Recovery, RecoveryProgress, RecoveryReport
@@ -165,12 +166,14 @@ class ReplayShard:
 
         Raises:
             CheckpointError: If the payload is damaged.
-            ShapeMismatchError: If the rows have another layout or other counts than the chunk says.
+            ShapeMismatchError: If the rows have another layout or other counts than the chunk says,
+                or its name cannot be journalled.
             FencedError: If the stream goes on elsewhere, see :meth:`fence`.
             StateError: If the journal cannot be written. Nothing has changed then, and the chunk
                 may be sent again; except after a failed fsync, when nothing is acknowledged until
                 the shard is opened again (see :attr:`failure`).
         """
+        check_name(chunk)
         rows = self.rows.split(chunk)
         with self.lock:
             self._fences.check(chunk.stream)

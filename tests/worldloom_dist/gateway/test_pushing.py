@@ -1,6 +1,7 @@
 """What ``ReplayService.Push`` takes, and what it says no to."""
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -72,6 +73,9 @@ ODD = np.frombuffer(b"\x02\x00\x00", bool)
         (chunk(1, truncated=np.array([True])), "begins an episode cannot end it"),
         (chunk(reward=np.ones(3, np.float32)), "column 'reward': got another than 0 where"),
         (chunk(seq=2**63), "seq: got 9223372036854775808"),
+        (chunk(seq=2**62 - 1), "seq: got 4611686018427387903, expected at most"),
+        (chunk(version=(0, 2**31)), "version.update: got 2147483648, expected at most 2147483647"),
+        (chunk(version=(0, 2**63)), "version.update: got 9223372036854775808"),
     ],
 )
 def test_a_wrong_chunk_is_refused_in_a_sentence_and_changes_nothing(
@@ -94,9 +98,23 @@ def test_a_wrong_chunk_is_refused_in_a_sentence_and_changes_nothing(
     assert len(rig.shard.chunks) == 1
 
 
-def test_discrete_actions_are_checked_row_by_row(tmp_path) -> None:
-    from dataclasses import replace
+def test_the_largest_numbers_that_a_client_may_give_are_found_again(tmp_path) -> None:
+    async def work():
+        rig = rig_in(tmp_path)
+        stored = await push(await opened(rig), chunk(seq=2**62 - 2, version=(0, 2**31 - 1)))
+        return rig, stored
 
+    rig, stored = asyncio.run(work())
+    assert stored.stored == 2**62 - 1
+    shard = rig.shard.shard
+    shard.mark_lost(replace(shard.row_counters(), inserted=5))  # writes where streams stand
+    shard.close()
+    again = KeptShard(rig.shard.columns, tmp_path).shard
+    assert again.next_seq(rig.shard.chunks[0].stream) == 2**62 - 1
+    again.close()
+
+
+def test_discrete_actions_are_checked_row_by_row(tmp_path) -> None:
     base = contract_of()
     spec = replace(base.env_spec, action={"action": ArraySpec((), "int64", (3,))})
     contract = replace(base, env_spec=spec, columns=spec.columns())
@@ -234,8 +252,6 @@ def test_streams_of_pushing_sessions_are_never_those_of_others(tmp_path) -> None
 
 
 def test_the_bound_of_a_chunk_is_described_where_chunks_are_taken(tmp_path) -> None:
-    from dataclasses import replace
-
     contract = contract_of(max_rows_per_chunk=32)
     assert contract.describe(VERSION).limits.max_rows_per_chunk == 32
     contract = replace(contract, features=("explore",))
@@ -319,8 +335,6 @@ PICTURES = np.repeat(np.arange(3, dtype=np.uint8), 64 * 64 * 3).reshape(3, 64, 6
 
 
 def pictures():
-    from dataclasses import replace
-
     base = contract_of()
     spec = replace(base.env_spec, obs={"obs": ArraySpec((64, 64, 3), "uint8")})
     return replace(base, env_spec=spec, columns=spec.columns())
