@@ -153,7 +153,7 @@ class LocalGateway:
         shard = self._replay.shards[slot % len(self._replay.shards)]
         if not isinstance(content, Chunk):
             return shard.fence(*content)
-        is_new = content.seq >= shard.next_seq(content.stream)
+        is_new = shard.is_new(content)
         self._replay.append(content)
         return is_new
 

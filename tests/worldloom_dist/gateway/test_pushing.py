@@ -12,6 +12,7 @@ from tests.worldloom_dist.gateway.parts import KEY, VERSION, KeptShard, Rig, con
 from worldloom.core.specs import ArraySpec
 from worldloom_client.wire import SESSION_KEY, encode_tensor, message, method
 from worldloom_dist.gateway.refusal import RefusalError
+from worldloom_dist.replay.verify_shard import verify_shard
 
 
 def chunk(rows=3, *, env=0, seq=0, source=4, version=(0, 0), **changes):
@@ -141,6 +142,32 @@ def test_an_episode_that_ended_does_not_go_on(tmp_path) -> None:
     assert "chunk 1 goes on with an episode that ended in chunk 0" in wrong.refusal.message
     assert again.stored == 1
     assert after_gap.stored == 3
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_an_episode_that_ended_in_an_earlier_call_does_not_go_on(tmp_path, is_restarted) -> None:
+    middle = np.zeros(3, bool)
+
+    async def work():
+        rig = rig_in(tmp_path)
+        secret = (await rig.open(push=True)).secret
+        await push(rig.gateway.pushing(secret), chunk(terminated=np.array([False, False, True])))
+        if is_restarted:
+            rig.shard.shard.close()
+            rig.shard.shard = KeptShard(rig.shard.columns, tmp_path).shard
+        wrong = await push(rig.gateway.pushing(secret), chunk(seq=1, is_first=middle))
+        again = rig.gateway.pushing(secret)
+        begun = await push(again, chunk(seq=1, is_first=np.array([True, False, False])))
+        goes_on = await push(rig.gateway.pushing(secret), chunk(seq=2, is_first=middle))
+        rig.shard.shard.close()
+        return rig, wrong, begun, goes_on
+
+    rig, wrong, begun, goes_on = asyncio.run(work())
+    assert wrong.refusal.code == "INVALID_ARGUMENT"
+    assert "chunk 1 goes on with an episode that ended in chunk 0" in wrong.refusal.message
+    assert (wrong.stored, begun.stored, goes_on.stored) == (1, 2, 3)
+    assert rig.shard.shard.row_counters().inserted == 9
+    assert verify_shard(tmp_path).problems == []
 
 
 def test_rows_keep_their_version_and_source_and_have_empty_latents(tmp_path) -> None:
