@@ -278,6 +278,22 @@ def test_streams_of_pushing_sessions_are_never_those_of_others(tmp_path) -> None
     assert len(set(found)) == len(found)
 
 
+@pytest.mark.parametrize("push", [True, False])
+def test_no_session_gets_a_name_of_the_next_process(tmp_path, monkeypatch, push) -> None:
+    monkeypatch.setattr("worldloom_dist.gateway.gateway.SESSION_BITS", 2)
+
+    async def work():
+        rig = rig_in(tmp_path)
+        found = [(await rig.open(push=push)).incarnation for _ in range(3)]
+        with pytest.raises(RefusalError) as caught:
+            await rig.open(push=push)
+        return found, caught.value.code
+
+    found, code = asyncio.run(work())
+    assert found == [5, 6, 7]
+    assert code == "RESOURCE_EXHAUSTED"
+
+
 def test_the_bound_of_a_chunk_is_described_where_chunks_are_taken(tmp_path) -> None:
     contract = contract_of(max_rows_per_chunk=32)
     assert contract.describe(VERSION).limits.max_rows_per_chunk == 32
