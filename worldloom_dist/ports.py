@@ -27,6 +27,7 @@ __all__ = [
     "FIRST_GATEWAY_SLOT",
     "FIRST_STEP",
     "SESSION_BITS",
+    "EpisodeOverError",
     "FencedError",
     "MirrorPlace",
     "ReplayWriter",
@@ -49,6 +50,10 @@ CHUNK_SOURCES = "sources"
 """Note of a chunk: who chose the action of every row, where that is not the policy for all."""
 FIRST_STEP = "first_step"
 """Note of a gateway's chunk: which step of the client its first row is."""
+
+
+class EpisodeOverError(StateError):
+    """A client's chunk goes on with an episode that the chunk before it ended."""
 
 
 class FencedError(StateError):

@@ -402,6 +402,16 @@ class SequenceBuffer:
         """Number that the next chunk of a stream has if none is missing."""
         return self._tails.next_seq(stream)
 
+    def has_ended(self, stream: StreamId) -> bool:
+        """True if the row that the next chunk of a stream would follow is stored, and ends an
+        episode.
+        """
+        row = self._tails.last_row(stream)
+        slot = row % self.capacity_rows
+        return row >= self._first_row and bool(
+            self._rings["terminated"][slot] | self._rings["truncated"][slot]
+        )
+
     def streams(self) -> dict[StreamId, StreamPosition]:
         """The position of every stream ever seen."""
         return self._tails.positions()

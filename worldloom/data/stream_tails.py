@@ -82,6 +82,11 @@ class StreamTails:
         tail = self._tails.get(stream)
         return tail.next_seq if tail else 0
 
+    def last_row(self, stream: StreamId) -> int:
+        """Id of the row that the next chunk of a stream would follow; NO_ROW if none is known."""
+        tail = self._tails.get(stream)
+        return tail.last_row if tail else NO_ROW
+
     def positions(self) -> dict[StreamId, StreamPosition]:
         """The position of every stream ever seen."""
         return {

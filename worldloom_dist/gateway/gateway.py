@@ -303,8 +303,8 @@ class Gateway:
                 f"sessions: all {limit} are open, or have rows that wait to be stored; close one, "
                 "or come later",
             )
+        self._take_incarnation()
         slot = self._free_slots.pop() if self._free_slots else self._take_slot()
-        self._next_incarnation += 1
         claim = Claim(
             slot,
             self._next_incarnation,
@@ -331,7 +331,7 @@ class Gateway:
 
     def _open_to_push(self, request: Any) -> Any:
         """Such a session is a name, and nothing of it is kept here."""
-        self._next_incarnation += 1
+        self._take_incarnation()
         slot = self._first_slot + self._next_incarnation % PUSH_SLOTS
         claim = Claim(slot, self._next_incarnation, request.num_envs, True, False, push=True)
         self.meter.opened(is_resumed=False)
@@ -376,6 +376,16 @@ class Gateway:
                     "UNAVAILABLE", f"resume: replay does not answer just now ({error}); try again"
                 ) from error
         return [known.get(env, claim.begin_of(env)) for env in range(claim.num_envs)]
+
+    def _take_incarnation(self) -> None:
+        """Name the next session; the names of the next process are none of ours."""
+        if (self._next_incarnation + 1) % 2**SESSION_BITS == 0:
+            raise RefusalError(
+                "RESOURCE_EXHAUSTED",
+                f"sessions: this gateway has opened all {2**SESSION_BITS - 1} that it can name; "
+                "start it again, or open one at another",
+            )
+        self._next_incarnation += 1
 
     def _take_slot(self) -> int:
         slot = self._next_slot

@@ -26,7 +26,8 @@ from worldloom_dist.gateway.questions import check_source
 from worldloom_dist.gateway.refusal import RefusalError
 from worldloom_dist.gateway.secret import Claim
 from worldloom_dist.gateway.stream import AGAIN_S, POLICY, Append
-from worldloom_dist.ports import CHUNK_SOURCES
+from worldloom_dist.ports import CHUNK_SOURCES, EpisodeOverError
+from worldloom_dist.replay.records import LARGEST_VERSION, MOST_SEQ
 
 __all__ = ["Pushing", "pushing_claim"]
 
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 TOLD_EVERY_S = 1.0
 """How often a client is told that its chunk still waits."""
-MOST_SEQ = 2**62
 
 PushResponse = message("PushResponse")
 Refusal = message("Refusal")
@@ -82,9 +82,7 @@ class Pushing:
             rows = self._read(request)
             await self._check_version(request.version)
         except WireError as error:
-            self._meter.refused("INVALID_ARGUMENT")
-            refusal = Refusal(code="INVALID_ARGUMENT", message=str(error))
-            yield PushResponse(env=request.env, stored=request.seq, refusal=refusal)
+            yield self._refuse(request, str(error))
             return
         storing = asyncio.ensure_future(self._store(self._chunk(request, rows)))
         try:
@@ -94,8 +92,18 @@ class Pushing:
                 yield waits
         finally:
             storing.cancel()
-        self._count(request, rows, is_new=storing.result())
+        try:
+            is_new = storing.result()
+        except EpisodeOverError as error:  # in an earlier call
+            yield self._refuse(request, str(error))
+            return
+        self._count(request, rows, is_new=is_new)
         yield PushResponse(env=request.env, stored=request.seq + 1)
+
+    def _refuse(self, request: Any, why: str) -> Any:
+        self._meter.refused("INVALID_ARGUMENT")
+        refusal = Refusal(code="INVALID_ARGUMENT", message=why)
+        return PushResponse(env=request.env, stored=request.seq, refusal=refusal)
 
     def _read(self, request: Any) -> dict[str, np.ndarray]:
         """The rows, by column.
@@ -148,6 +156,10 @@ class Pushing:
 
     async def _check_version(self, version: Any) -> None:
         given = PolicyVersion(version.incarnation, version.update)
+        if given.update > LARGEST_VERSION:
+            raise WireError(
+                f"version.update: got {given.update}, expected at most {LARGEST_VERSION}"
+            )
         newest = await self._newest(given) if given > NO_POLICY else NO_POLICY
         if given > newest:
             raise WireError(f"version: got {given}, and the newest weights are {newest}")
@@ -178,6 +190,8 @@ class Pushing:
         while True:
             try:
                 return bool(await self._append(chunk))
+            except EpisodeOverError:
+                raise
             except StateError as error:
                 logger.warning("%s; chunk %d of %s is sent again", error, chunk.seq, chunk.stream)
                 await asyncio.sleep(AGAIN_S)

@@ -10,6 +10,7 @@ in every round, so a client waits for the updates that its rows make due, as an 
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.plan import Plan
 
 __all__ = ["LocalGateway"]
+
+logger = logging.getLogger(__name__)
 
 DRAIN_LOCKSTEP_S = 5.0
 POLICY_INDEX = 1_000_000
@@ -118,7 +121,9 @@ class LocalGateway:
                 self._resolve(waiting, self._do(waiting.content))
             except StateError as error:
                 self._fail([waiting], error)
-            except (WorldLoomError, OSError) as error:  # this client's alone, which sends it again
+            except Exception as error:  # this client's alone, which sends it again
+                if not isinstance(error, WorldLoomError | OSError):
+                    logger.exception("a client's rows could not be stored")
                 self._fail([waiting], StateError(str(error)))
 
     def drain_metrics(self) -> tuple[MetricMap, Mapping[str, Any]]:
@@ -148,7 +153,7 @@ class LocalGateway:
         shard = self._replay.shards[slot % len(self._replay.shards)]
         if not isinstance(content, Chunk):
             return shard.fence(*content)
-        is_new = content.seq >= shard.next_seq(content.stream)
+        is_new = shard.is_new(content)
         self._replay.append(content)
         return is_new
 

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from worldloom.core.sequence import StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.chunk_runs import PlainChunk, PlainLayouts
-from worldloom_dist.replay.records import FIELDS, LARGEST
+from worldloom_dist.replay.records import FIELDS, LARGEST, LARGEST_VERSION
 
 __all__ = ["PlainChunks"]
-
-LARGEST_VERSION = np.iinfo(np.int32).max
 
 
 class PlainChunks:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from zlib_ng import zlib_ng as zlib
 
-from worldloom.core.exceptions import CheckpointError
+from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import Chunk, PolicyVersion, StreamId
 from worldloom.core.specs import ArraySpec
@@ -28,10 +28,13 @@ from worldloom_dist.replay.journal import Record, segment_path
 __all__ = [
     "CHUNK",
     "DUPLICATE",
+    "LARGEST_VERSION",
     "LOST",
+    "MOST_SEQ",
     "Repeated",
     "SpilledChunks",
     "StoredChunk",
+    "check_name",
     "shard_identity",
     "unpack_head",
 ]
@@ -46,6 +49,10 @@ head's content after a loss.
 """
 LARGEST = 2**62
 """Counts of rows, and numbers in the names of streams and chunks, are below this."""
+MOST_SEQ = LARGEST - 2
+"""Number of a stream's last chunk: that of the next one, which heads say, is below LARGEST."""
+LARGEST_VERSION = 2**31 - 1
+"""Updates of versions are kept in 32 bits."""
 
 FIELDS = struct.Struct("<10qd")
 COUNT = struct.Struct("<q")
@@ -98,6 +105,26 @@ class StoredChunk(NamedTuple):
             ),
             *fields[8:],
         )
+
+
+def check_name(chunk: Chunk) -> None:
+    """Whether a journal can say of a chunk whose it is, and what a restart reads there again.
+
+    Raises:
+        ShapeMismatchError: If not; stored all the same, it would let no restart come to its rows.
+    """
+    slot, incarnation, env = chunk.stream
+    for name, number, most in (
+        ("slot", slot, LARGEST - 1),
+        ("incarnation", abs(incarnation), LARGEST - 1),
+        ("env", env, LARGEST - 1),
+        ("seq", chunk.seq, MOST_SEQ),
+        ("version.incarnation", chunk.version.incarnation, LARGEST - 1),
+        ("version.update", chunk.version.update, LARGEST_VERSION),
+    ):
+        if not 0 <= number <= most:
+            field = f"{name} of chunk {chunk.stream}/{chunk.seq}"
+            raise ShapeMismatchError(field, f"0 to {most}", number)
 
 
 def shard_identity(index: int | None, columns: Mapping[str, ArraySpec]) -> dict[str, Any]:

@@ -57,24 +57,22 @@ class StreamLives:
         life.checksums[chunk.seq] = zlib.crc32(chunk.payload)
         if chunk.seq < life.seq:  # it came late
             return ""
-        follows = chunk.seq == life.seq + 1 and _is_of_worker(chunk.stream)
+        follows = chunk.seq == life.seq + 1 and not chunk.stream.is_imported
         name = f"chunk {chunk.stream}/{chunk.seq}"
         problem = ""
-        if follows and chunk.version < life.version:
+        is_of_worker = chunk.stream.slot < FIRST_GATEWAY_SLOT
+        if follows and is_of_worker and chunk.version < life.version:
             problem = (
                 f"{name} was acted by version {chunk.version} and the one before it by "
                 f"{life.version}: two lives of an env stand in one stream"
             )
         elif follows and life.has_ended and not flags["is_first"][0]:
             problem = (
-                f"{name} goes on in an episode, and the one before it ends one: two lives of an "
-                "env stand in one stream"
+                f"{name} goes on in an episode, and the one before it ends one: two "
+                + ("lives of an env" if is_of_worker else "episodes of a client")
+                + " stand in one stream as one"
             )
         life.seq = chunk.seq
         life.version = chunk.version
         life.has_ended = bool(flags["terminated"][-1] or flags["truncated"][-1])
         return problem
-
-
-def _is_of_worker(stream: StreamId) -> bool:
-    return stream.slot < FIRST_GATEWAY_SLOT and not stream.is_imported

@@ -51,6 +51,7 @@ from worldloom_dist.replay.records import (
     LOST,
     Repeated,
     SpilledChunks,
+    check_name,
     shard_identity,
 )
 from worldloom_dist.replay.recovery import Recovery, RecoveryProgress, RecoveryReport
@@ -172,17 +173,22 @@ class ReplayShard:
 
         Raises:
             CheckpointError: If the payload is damaged.
-            ShapeMismatchError: If the rows have another layout or other counts than the chunk says.
+            ShapeMismatchError: If the rows have another layout or other counts than the chunk says,
+                or its name cannot be journalled.
             FencedError: If the stream goes on elsewhere, see :meth:`fence`.
+            EpisodeOverError: If a client goes on with an episode that it has ended.
             StateError: If the journal cannot be written. Nothing has changed then, and the chunk
                 may be sent again; except after a failed fsync, or a chunk that could not be stored
                 once it was in the journal, when nothing is acknowledged until the shard is opened
                 again (see :attr:`failure`).
         """
+        check_name(chunk)
         rows = self.rows.split(chunk)
         with self.lock:
             self._fences.check(chunk.stream)
             is_new = self.rows.is_new(chunk)
+            if is_new:
+                self.rows.check_episode(chunk, rows)
             inserted_s = time.time()
             place = None
             if self.journal is not None:
@@ -317,6 +323,11 @@ class ReplayShard:
         """Number of the chunk that would continue a stream."""
         with self.lock:
             return self.rows.buffer.next_seq(stream)
+
+    def is_new(self, chunk: Chunk) -> bool:
+        """True for a chunk that was never stored, be it late."""
+        with self.lock:
+            return self.rows.is_new(chunk)
 
     def fence(self, slot: int, incarnation: int) -> dict[int, int]:
         """Let no one write the streams of a gateway's session any more.

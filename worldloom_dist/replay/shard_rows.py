@@ -19,7 +19,13 @@ from worldloom.core.specs import ArraySpec
 from worldloom.data.chunk_runs import ChunkRun
 from worldloom.data.codec import EncodedColumn, notes_of, split_rows
 from worldloom.data.sequence_buffer import SequenceBuffer
-from worldloom_dist.ports import CHUNK_SOURCES, FIRST_GATEWAY_SLOT, FIRST_STEP, RowCounters
+from worldloom_dist.ports import (
+    CHUNK_SOURCES,
+    FIRST_GATEWAY_SLOT,
+    FIRST_STEP,
+    EpisodeOverError,
+    RowCounters,
+)
 from worldloom_dist.replay.records import StoredChunk
 
 __all__ = ["GapTable", "ShardCounters", "ShardRows"]
@@ -131,6 +137,23 @@ class ShardRows:
         """True for a chunk that was never stored."""
         return self.gaps.is_new(chunk.stream, chunk.seq, self.buffer.next_seq(chunk.stream))
 
+    def check_episode(self, chunk: Chunk, rows: Mapping[str, EncodedColumn]) -> None:
+        """Whether a new chunk of a client may follow what is stored of its stream.
+
+        Raises:
+            EpisodeOverError: If not; a window would join two episodes as if they were one.
+        """
+        if (
+            _is_of_client(chunk.stream)
+            and chunk.seq == self.buffer.next_seq(chunk.stream)
+            and self.buffer.has_ended(chunk.stream)
+            and not rows["is_first"].decode()[0]
+        ):
+            raise EpisodeOverError(
+                f"column 'is_first': chunk {chunk.seq} goes on with an episode that ended in "
+                f"chunk {chunk.seq - 1}"
+            )
+
     def to_record(self, chunk: Chunk, inserted_s: float) -> list[bytes | memoryview]:
         """The journal's record of a new chunk."""
         return StoredChunk(
@@ -146,8 +169,7 @@ class ShardRows:
     ) -> None:
         """Take a new chunk; ``place`` is where the journal has it."""
         self.gaps.stored(chunk.stream, chunk.seq, self.buffer.next_seq(chunk.stream))
-        is_of_client = chunk.stream.slot >= FIRST_GATEWAY_SLOT and not chunk.stream.is_imported
-        notes = notes_of(chunk.payload) if is_of_client else {}
+        notes = notes_of(chunk.payload) if _is_of_client(chunk.stream) else {}
         self.counters.evicted += self.buffer.append(
             chunk.stream,
             chunk.seq,
@@ -229,6 +251,10 @@ class ShardRows:
         """Account for lost rows: up to row ``next_row``, and up to that many agent steps."""
         self.counters.evicted += self.buffer.skip(next_row - self.buffer.next_row)
         self.counters.agent_steps = agent_steps
+
+
+def _is_of_client(stream: StreamId) -> bool:
+    return stream.slot >= FIRST_GATEWAY_SLOT and not stream.is_imported
 
 
 def _without(start: int, stop: int, seq: int) -> list[tuple[int, int]]:

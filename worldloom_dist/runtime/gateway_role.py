@@ -23,7 +23,7 @@ from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.gateway.building import access_of, build_gateway
 from worldloom_dist.gateway.server import GatewayServer
 from worldloom_dist.interfaces import Inference, Shard, inference_client, shard_client
-from worldloom_dist.ports import FIRST_GATEWAY_SLOT, FencedError
+from worldloom_dist.ports import FIRST_GATEWAY_SLOT, EpisodeOverError, FencedError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
 from worldloom_dist.run.builders import build_policy
 from worldloom_dist.run.intervals import Interval
@@ -33,14 +33,15 @@ from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["GatewayRole"]
+__all__ = ["GatewayRole", "refusal_of"]
 
 logger = logging.getLogger(__name__)
 
 DRAIN_S = 10.0
 PORT_WITHIN_S = 15.0
 """A predecessor that was killed may hold the port for a moment."""
-FENCED = FencedError.__name__
+NOT_AGAIN = (FencedError, EpisodeOverError)
+"""Refusals of a shard after which the chunk is not to be sent again."""
 
 
 class GatewayRole:
@@ -159,9 +160,7 @@ class GatewayRole:
         try:
             is_new: bool = await line.call(chunk)
         except StateError as error:
-            if str(error).startswith(FENCED):
-                raise FencedError(str(error)) from error
-            raise
+            raise refusal_of(error) from None
         return is_new
 
     async def _fence(self, slot: int, incarnation: int) -> Mapping[int, int]:
@@ -183,6 +182,16 @@ class GatewayRole:
             merge_into(values, own)
             merge_into(values, self.batcher.drain_metrics())
         self._reporter.emit(values, facts)
+
+
+def refusal_of(error: StateError) -> StateError:
+    """What a shard said no with, before it went over a line or through Ray."""
+    cause = getattr(error, "cause", None)  # of a call over Ray, whose own text is a traceback
+    if isinstance(cause, NOT_AGAIN):
+        return cause
+    name, _, why = str(error).partition(": ")
+    kinds = [kind for kind in NOT_AGAIN if name == kind.__name__]
+    return kinds[0](why) if kinds else error
 
 
 async def _listen(server: GatewayServer, plan: Plan, index: int) -> None:

@@ -1,6 +1,7 @@
 """What ``ReplayService.Push`` takes, and what it says no to."""
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -11,6 +12,7 @@ from tests.worldloom_dist.gateway.parts import KEY, VERSION, KeptShard, Rig, con
 from worldloom.core.specs import ArraySpec
 from worldloom_client.wire import SESSION_KEY, encode_tensor, message, method
 from worldloom_dist.gateway.refusal import RefusalError
+from worldloom_dist.replay.verify_shard import verify_shard
 
 
 def chunk(rows=3, *, env=0, seq=0, source=4, version=(0, 0), **changes):
@@ -72,6 +74,9 @@ ODD = np.frombuffer(b"\x02\x00\x00", bool)
         (chunk(1, truncated=np.array([True])), "begins an episode cannot end it"),
         (chunk(reward=np.ones(3, np.float32)), "column 'reward': got another than 0 where"),
         (chunk(seq=2**63), "seq: got 9223372036854775808"),
+        (chunk(seq=2**62 - 1), "seq: got 4611686018427387903, expected at most"),
+        (chunk(version=(0, 2**31)), "version.update: got 2147483648, expected at most 2147483647"),
+        (chunk(version=(0, 2**63)), "version.update: got 9223372036854775808"),
     ],
 )
 def test_a_wrong_chunk_is_refused_in_a_sentence_and_changes_nothing(
@@ -94,9 +99,23 @@ def test_a_wrong_chunk_is_refused_in_a_sentence_and_changes_nothing(
     assert len(rig.shard.chunks) == 1
 
 
-def test_discrete_actions_are_checked_row_by_row(tmp_path) -> None:
-    from dataclasses import replace
+def test_the_largest_numbers_that_a_client_may_give_are_found_again(tmp_path) -> None:
+    async def work():
+        rig = rig_in(tmp_path)
+        stored = await push(await opened(rig), chunk(seq=2**62 - 2, version=(0, 2**31 - 1)))
+        return rig, stored
 
+    rig, stored = asyncio.run(work())
+    assert stored.stored == 2**62 - 1
+    shard = rig.shard.shard
+    shard.mark_lost(replace(shard.row_counters(), inserted=5))  # writes where streams stand
+    shard.close()
+    again = KeptShard(rig.shard.columns, tmp_path).shard
+    assert again.next_seq(rig.shard.chunks[0].stream) == 2**62 - 1
+    again.close()
+
+
+def test_discrete_actions_are_checked_row_by_row(tmp_path) -> None:
     base = contract_of()
     spec = replace(base.env_spec, action={"action": ArraySpec((), "int64", (3,))})
     contract = replace(base, env_spec=spec, columns=spec.columns())
@@ -123,6 +142,32 @@ def test_an_episode_that_ended_does_not_go_on(tmp_path) -> None:
     assert "chunk 1 goes on with an episode that ended in chunk 0" in wrong.refusal.message
     assert again.stored == 1
     assert after_gap.stored == 3
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_an_episode_that_ended_in_an_earlier_call_does_not_go_on(tmp_path, is_restarted) -> None:
+    middle = np.zeros(3, bool)
+
+    async def work():
+        rig = rig_in(tmp_path)
+        secret = (await rig.open(push=True)).secret
+        await push(rig.gateway.pushing(secret), chunk(terminated=np.array([False, False, True])))
+        if is_restarted:
+            rig.shard.shard.close()
+            rig.shard.shard = KeptShard(rig.shard.columns, tmp_path).shard
+        wrong = await push(rig.gateway.pushing(secret), chunk(seq=1, is_first=middle))
+        again = rig.gateway.pushing(secret)
+        begun = await push(again, chunk(seq=1, is_first=np.array([True, False, False])))
+        goes_on = await push(rig.gateway.pushing(secret), chunk(seq=2, is_first=middle))
+        rig.shard.shard.close()
+        return rig, wrong, begun, goes_on
+
+    rig, wrong, begun, goes_on = asyncio.run(work())
+    assert wrong.refusal.code == "INVALID_ARGUMENT"
+    assert "chunk 1 goes on with an episode that ended in chunk 0" in wrong.refusal.message
+    assert (wrong.stored, begun.stored, goes_on.stored) == (1, 2, 3)
+    assert rig.shard.shard.row_counters().inserted == 9
+    assert verify_shard(tmp_path).problems == []
 
 
 def test_rows_keep_their_version_and_source_and_have_empty_latents(tmp_path) -> None:
@@ -233,9 +278,23 @@ def test_streams_of_pushing_sessions_are_never_those_of_others(tmp_path) -> None
     assert len(set(found)) == len(found)
 
 
-def test_the_bound_of_a_chunk_is_described_where_chunks_are_taken(tmp_path) -> None:
-    from dataclasses import replace
+@pytest.mark.parametrize("push", [True, False])
+def test_no_session_gets_a_name_of_the_next_process(tmp_path, monkeypatch, push) -> None:
+    monkeypatch.setattr("worldloom_dist.gateway.gateway.SESSION_BITS", 2)
 
+    async def work():
+        rig = rig_in(tmp_path)
+        found = [(await rig.open(push=push)).incarnation for _ in range(3)]
+        with pytest.raises(RefusalError) as caught:
+            await rig.open(push=push)
+        return found, caught.value.code
+
+    found, code = asyncio.run(work())
+    assert found == [5, 6, 7]
+    assert code == "RESOURCE_EXHAUSTED"
+
+
+def test_the_bound_of_a_chunk_is_described_where_chunks_are_taken(tmp_path) -> None:
     contract = contract_of(max_rows_per_chunk=32)
     assert contract.describe(VERSION).limits.max_rows_per_chunk == 32
     contract = replace(contract, features=("explore",))
@@ -319,8 +378,6 @@ PICTURES = np.repeat(np.arange(3, dtype=np.uint8), 64 * 64 * 3).reshape(3, 64, 6
 
 
 def pictures():
-    from dataclasses import replace
-
     base = contract_of()
     spec = replace(base.env_spec, obs={"obs": ArraySpec((64, 64, 3), "uint8")})
     return replace(base, env_spec=spec, columns=spec.columns())

@@ -48,12 +48,13 @@ def complete_with(run, client) -> None:
     assert not thread.is_alive()
 
 
-def test_a_disk_that_fails_for_one_client_does_not_end_the_run(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), OverflowError("odd")])
+def test_rows_that_cannot_be_stored_do_not_end_the_run(tmp_path, monkeypatch, failure) -> None:
     port = free_port()
     words = ["--env", "toy:counting", "--workers", "0", "--env-steps", "60"]
     run = start(tmp_path, *words, "--gateway-port", str(port))
     original = DirectReplay.append
-    failures = [OSError(28, "No space left on device")]
+    failures = [failure]
 
     def append(self, *args):
         if failures:

@@ -11,6 +11,7 @@ from worldloom.core.sequence import NO_POLICY, PolicyVersion, StreamId
 from worldloom.data.codec import make_chunk
 from worldloom_dist.ports import FIRST_GATEWAY_SLOT, SESSION_BITS
 from worldloom_dist.replay.identity import known_incarnations
+from worldloom_dist.replay.shard_rows import ShardRows
 from worldloom_dist.replay.verify_shard import verify_shard
 from worldloom_dist.run.folder import RunFolder
 
@@ -125,6 +126,18 @@ def test_verify_finds_the_seam_in_journals_of_earlier_versions_too(tmp_path, fir
     problems = verify_shard(tmp_path / "shard-0").problems
     assert len(problems) == bool(words)
     assert all(words in problem and "two lives" in problem for problem in problems)
+
+
+def test_verify_finds_two_episodes_of_a_client_that_stand_as_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(ShardRows, "check_episode", lambda *_: None)  # as earlier versions
+    shard = open_shard(tmp_path / "shard-0")
+    slot = FIRST_GATEWAY_SLOT
+    shard.append(life(1, 0, slot=slot, version=PolicyVersion(1, 9), ends=True))
+    shard.append(life(1, 1, slot=slot, version=PolicyVersion(1, 8)))
+    shard.close()
+    (problem,) = verify_shard(tmp_path / "shard-0").problems
+    assert "chunk 1000000.1.0/1 goes on in an episode" in problem
+    assert "two episodes of a client" in problem
 
 
 def test_a_late_chunk_is_no_seam(tmp_path):

@@ -85,6 +85,36 @@ def test_every_counting_row_comes_out_once_and_in_its_place(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seq": 2**62 - 1},
+        {"seq": -1},
+        {"version": PolicyVersion(0, 2**31)},
+        {"version": PolicyVersion(0, 2**63)},
+        {"version": PolicyVersion(2**62, 0)},
+        {"stream": StreamId(2**62, 0, 0)},
+        {"stream": StreamId(0, 2**62, 0)},
+        {"stream": StreamId(0, 0, -1)},
+    ],
+)
+def test_a_name_that_no_restart_could_read_is_refused_before_the_journal(tmp_path, changes):
+    shard = open_shard(tmp_path)
+    with pytest.raises(ShapeMismatchError, match="of chunk"):
+        shard.append(dataclasses.replace(counting_chunk(0, 0), **changes))
+    assert shard.append(counting_chunk(0, 0))
+    counters = shard.row_counters()
+    shard.close()
+    assert open_shard(tmp_path).row_counters() == counters
+
+
+def test_a_late_chunk_is_new_and_one_that_comes_again_is_not(tmp_path):
+    shard = open_shard(tmp_path)
+    for seq, is_new in ((0, True), (2, True), (1, True), (1, False), (0, False), (3, True)):
+        assert shard.is_new(counting_chunk(0, seq)) == is_new
+        assert shard.append(counting_chunk(0, seq)) == is_new
+
+
 @pytest.mark.parametrize("durability", ["journal", "fsync"])
 def test_a_restarted_shard_is_as_it_was(tmp_path, durability):
     shard = open_shard(tmp_path, capacity=60, durability=durability)
