@@ -36,9 +36,28 @@ def test_training_episodes_near_a_published_point_count():
     row = at(compared(target, records), 30_000, "training")
     assert row["published"] == pytest.approx(249.3)
     assert row["published_std"] == pytest.approx(31.3)
-    assert row["window_env_steps"] == 15_000
+    assert row["window_env_steps"] == [15_000, 45_000]
     assert row["worldloom"] == {"mean": 225.0, "std": 75.0, "seeds": {"1": 150.0, "2": 300.0}}
     assert row["authors"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "env_steps", "low", "high"),
+    [
+        ("dreamerv3/pong", 400_000, 360_000, 400_000),
+        ("dreamerv3/pong", 200_000, 190_000, 210_000),
+        ("dreamerv3/walker-walk", 490_000, 465_000, 495_000),
+        ("dreamerv3/walker-stand-pixels", 500_000, 475_000, 525_000),
+        ("dreamerv3/walker-stand-pixels", 1_000_000, 950_000, 1_000_000),
+    ],
+)
+def test_the_window_is_that_of_the_published_point(name, env_steps, low, high):
+    inside = [episode(low, 100.0), episode(high, 300.0)]
+    outside = [episode(low - 1, 9_000.0), episode(high + 1, 9_000.0)]
+    rows = compared(TARGETS[name], [*inside, *outside, episode(2_000_000, 9_000.0)])
+    row = at(rows, env_steps, "training")
+    assert row["window_env_steps"] == [low, high]
+    assert row["worldloom"]["mean"] == 200.0
 
 
 def test_an_evaluation_counts_for_env_steps_near_its_own():
