@@ -312,8 +312,8 @@ def named(target: Target) -> tuple[str, str, str, str]:
     path = RESULTS / f"{target.name.replace('/', '-')}.jsonl"
     published = target.curve()
     theirs = "-"
-    if published is not None:
-        place = int(abs(published.curve.steps - target.env_steps).argmin())
+    place = target.last_compared()
+    if published is not None and place is not None:
         low = published.curve.low[place]  # type: ignore[index]
         mean_there = published.curve.values[place]
         spread = f" ± {mean_there - low:.1f}" if low == low else ""

@@ -20,7 +20,9 @@ __all__ = ["AUTHORS", "OURS", "compared", "comparison_table"]
 OURS = "worldloom"
 AUTHORS = "authors"
 EVALUATION_SHARE = 0.05
-"""An evaluation counts for env steps that differ from its own by this share at most."""
+"""An evaluation counts for env steps that differ from its own by this share at most; a run may lack
+the last episodes of a published window, this share of it.
+"""
 PARTS = 4
 """Beside the published points, the run is looked at after each of this many equal parts."""
 HEADS = ("env steps", "episodes of", "published", "here", "seeds", "authors' code here", "seeds")
@@ -43,8 +45,14 @@ def compared(target: Target, records: Records) -> list[dict[str, Any]]:
         (population; None for one seed) and ``seeds``, the mean of each.
     """
     reached = max((float(r["env_steps"]) for r in records if r["kind"] != "run"), default=0.0)
+    whole_until = _whole_until(records)
     found = []
     for env_steps, measured, mean, std, window in _points(target, reached):
+        needs_whole = measured == "training" and mean is not None
+        needed = window[1] - EVALUATION_SHARE * (window[1] - window[0]) if needs_whole else 0.0
+        may_count = [r for r in records if whole_until[r["by"], r["seed"]] >= needed]
+        if needs_whole and not may_count:
+            continue
         row: dict[str, Any] = {
             "kind": "comparison",
             "env_steps": int(env_steps),
@@ -55,8 +63,19 @@ def compared(target: Target, records: Records) -> list[dict[str, Any]]:
         if measured == "training":
             row["window_env_steps"] = list(window)
         for side in (OURS, AUTHORS):
-            row[side] = _side([r for r in records if r["by"] == side], env_steps, measured, window)
+            row[side] = _side(
+                [r for r in may_count if r["by"] == side], env_steps, measured, window
+            )
         found.append(row)
+    return found
+
+
+def _whole_until(records: Records) -> dict[tuple[str, int], float]:
+    """By side and seed: the env steps up to which all episodes of a run are there."""
+    found: dict[tuple[str, int], float] = {}
+    for record in records:
+        run = (record["by"], record["seed"])
+        found[run] = max(found.get(run, 0.0), float(record["env_steps"]))
     return found
 
 

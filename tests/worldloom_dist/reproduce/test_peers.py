@@ -147,7 +147,7 @@ def test_dreamerv3_s_line_has_the_settings_of_the_target(tmp_path):
         "--task dmc_walker_stand",
         "--seed 3",
         "--env.dmc.repeat 2",
-        "--run.steps 25000",
+        "--run.steps 30000",
         "--run.train_ratio 256.0",
         "--run.envs 1",
         "--jax.platform cpu",
