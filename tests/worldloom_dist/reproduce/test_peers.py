@@ -57,6 +57,16 @@ def test_their_loop_tells_of_its_episodes_and_of_the_last_evaluation(checkout, t
     assert all(line["length"] == 5 for line in lines if line["kind"] == "episode")
 
 
+def test_an_end_within_an_episode_is_evaluated_as_well(checkout, tmp_path):
+    lines = finished(checkout, tmp_path / "run", steps=12)
+    assert [(line["kind"], line["env_steps"]) for line in lines] == [
+        ("episode", 10),
+        ("episode", 20),
+        ("eval", 24),
+    ]
+    assert len(lines[-1]["returns"]) == 2
+
+
 def test_a_loop_that_was_stopped_goes_on_as_if_it_had_not_been(checkout, tmp_path):
     whole = finished(checkout, tmp_path / "whole")
     folder = tmp_path / "stopped"
