@@ -113,6 +113,50 @@ def test_a_peer_is_run_once_and_read_as_a_run(checkout, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "other/run.json").read_text())["status"] == "stopped"
 
 
+def test_a_folder_in_which_their_code_is_at_work_is_refused(checkout, tmp_path, monkeypatch):
+    """Its launcher was killed: what it had started holds the folder."""
+    folder = tmp_path / "peer"
+    started_with = []
+    real = subprocess.Popen
+
+    def popen(command, **options):
+        if lock := options.pop("pass_fds", ()):  # as the authors' code that a launcher leaves
+            sleeper = [sys.executable, "-c", "input()"]
+            left = real(sleeper, stdin=subprocess.PIPE, pass_fds=lock, start_new_session=True)
+            started_with.append(left)
+        return real(command, **options)
+
+    peer = Peer(target=TARGET, checkout=checkout, python=sys.executable)
+    stop = StopFlag()
+    stop.set("a test")
+    monkeypatch.setattr(peers.subprocess, "Popen", popen)
+    assert not peer.run(1, folder, stop)
+    monkeypatch.undo()
+    (left,) = started_with
+    said = (folder / "log.txt").read_bytes()
+    with pytest.raises(ConfigurationError, match=r"at work in .*peer already; wait for it or end"):
+        peer.run(1, folder, stop)
+    assert (folder / "log.txt").read_bytes() == said
+    left.communicate(b"\n", timeout=60)
+    assert not peer.run(1, folder, stop)
+
+
+def test_a_sitting_that_was_killed_counts(checkout, tmp_path):
+    folder = tmp_path / "peer"
+    peer = Peer(target=TARGET, checkout=checkout, python=sys.executable)
+    stop = StopFlag()
+    stop.set("a test")
+    assert not peer.run(1, folder, stop)
+    (folder / "lock").unlink()  # as folders of old are
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "status": "starting", "hours": 0.0}))
+    line = {"kind": "episode", "env_steps": 1000, "return": 1.0, "length": 500, "ended": "last"}
+    (folder / "episodes.jsonl").write_text(json.dumps({**line, "hours": 2.5}) + "\n")
+    assert peer.records(folder)[0]["hours"] == 2.5
+    assert not peer.run(1, folder, stop)
+    assert json.loads((folder / "run.json").read_text())["hours"] >= 2.5
+
+
 def test_code_that_fails_says_so(checkout, tmp_path):
     (checkout / "tdmpc2/trainer/online_trainer.py").write_text("raise RuntimeError('theirs')\n")
     peer = Peer(target=TARGET, checkout=checkout, python=sys.executable)
