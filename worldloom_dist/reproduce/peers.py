@@ -255,6 +255,12 @@ class Peer:
             raise ConfigurationError(
                 f"--peer: {folder} holds a run of another kind; name another folder with --output"
             )
+        if known["status"] != "completed" and known["agent"] != facts["agent"]:
+            raise ConfigurationError(
+                f"--peer: {folder} was begun with {known['agent']}, and {self.checkout} is at "
+                f"{commit or 'an unknown commit'}; check that one out, or name another folder with "
+                "--output"
+            )
         hours = max(known.get("hours", 0.0), _hours_told(self._kind.read(folder)))
         return {**facts, **known, "hours": hours}
 

@@ -141,6 +141,23 @@ def test_a_folder_in_which_their_code_is_at_work_is_refused(checkout, tmp_path, 
     assert not peer.run(1, folder, stop)
 
 
+@pytest.mark.parametrize("name", ["tdmpc2/cup-catch", "dreamerv3/walker-stand"])
+def test_other_code_does_not_go_on(name, checkout, tmp_path, monkeypatch):
+    folder = tmp_path / "peer"
+    peer = Peer(target=TARGETS[name], checkout=checkout, python=sys.executable)
+    stop = StopFlag()
+    stop.set("a test")
+    monkeypatch.setattr(peers, "git_commit", lambda *_, **__: "aaaaaaaaaaaa")
+    assert not peer.run(1, folder, stop)
+    before = (folder / "run.json").read_text()
+    monkeypatch.setattr(peers, "git_commit", lambda *_, **__: "bbbbbbbbbbbb")
+    with pytest.raises(ConfigurationError, match=r"begun with .* at a{12}, and .* is at b{12}; ch"):
+        peer.run(1, folder, stop)
+    assert (folder / "run.json").read_text() == before
+    (folder / "run.json").write_text(before.replace('"stopped"', '"completed"'))
+    assert peer.run(1, folder, stop), "what is complete has its commit beside it"
+
+
 def test_a_sitting_that_was_killed_counts(checkout, tmp_path):
     folder = tmp_path / "peer"
     peer = Peer(target=TARGET, checkout=checkout, python=sys.executable)
