@@ -29,7 +29,7 @@ from worldloom_dist.reproduce.targets import Target
 from worldloom_dist.run.signals import StopFlag
 from worldloom_dist.run.versions import git_commit
 
-__all__ = ["Peer", "find_peer"]
+__all__ = ["Peer", "find_peer", "peer_records"]
 
 LOOK_WITHIN_S = 120.0
 POLL_EVERY_S = 0.2
@@ -221,14 +221,6 @@ class Peer:
             raise subprocess.CalledProcessError(process.returncode, command)
         return status == "completed"
 
-    def records(self, folder: Path) -> list[dict[str, Any]]:
-        """The run itself, then its episodes and evaluations."""
-        facts = read_object(folder / RUN)
-        found = self._kind.read(folder)
-        reached = max((record["env_steps"] for record in found), default=0)
-        hours = max(facts["hours"], _hours_told(found))
-        return [{"kind": "run", **facts, "env_steps": reached, "hours": hours}, *found]
-
     @property
     def _kind(self) -> _Kind:
         return KINDS[self.target.algorithm]
@@ -263,6 +255,30 @@ class Peer:
             )
         hours = max(known.get("hours", 0.0), _hours_told(self._kind.read(folder)))
         return {**facts, **known, "hours": hours}
+
+
+def peer_records(target: Target, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """What the authors' code has to show: the run itself, then its episodes and evaluations; empty
+    where the folder has no run of this target and seed.
+    """
+    kind = KINDS.get(target.algorithm)
+    if kind is None or not (folder / RUN).is_file():
+        return []
+    facts = read_object(folder / RUN)
+    checkout = Path("/any-checkout")
+    words = kind.command(target, seed, checkout, folder.absolute())
+    wanted = [word.replace(str(folder.absolute()), ".") for word in words]
+    known = list(facts.get("command", []))
+    is_same = len(known) == len(wanted) and all(
+        one == other or str(checkout) in other
+        for one, other in zip(known[1:], wanted[1:], strict=True)
+    )
+    if not is_same:
+        return []
+    found = kind.read(folder)
+    reached = max((record["env_steps"] for record in found), default=0)
+    hours = max(facts["hours"], _hours_told(found))
+    return [{"kind": "run", **facts, "env_steps": reached, "hours": hours}, *found]
 
 
 def find_peer(target: Target, checkout: Path, python: Path | None) -> Peer:

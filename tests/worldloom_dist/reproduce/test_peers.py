@@ -12,7 +12,7 @@ import pytest
 from tests.worldloom_dist.reproduce.authors_code import make_checkout
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.reproduce import TARGETS, peers, tdmpc2_authors
-from worldloom_dist.reproduce.peers import Peer, find_peer
+from worldloom_dist.reproduce.peers import Peer, find_peer, peer_records
 from worldloom_dist.run.signals import StopFlag
 
 TARGET = TARGETS["tdmpc2/cup-catch"]
@@ -97,7 +97,7 @@ def test_a_peer_is_run_once_and_read_as_a_run(checkout, tmp_path, monkeypatch):
     peer = Peer(target=TARGET, checkout=checkout, python=sys.executable)
     folder = tmp_path / "peer"
     assert peer.run(1, folder, StopFlag())
-    head, *records = peer.records(folder)
+    head, *records = peer_records(TARGET, 1, folder)
     assert (head["kind"], head["status"], head["seed"]) == ("run", "completed", 1)
     assert head["env_steps"] == 20
     assert head["precision"] == "float32"
@@ -169,7 +169,8 @@ def test_a_sitting_that_was_killed_counts(checkout, tmp_path):
     (folder / "run.json").write_text(json.dumps({**facts, "status": "starting", "hours": 0.0}))
     line = {"kind": "episode", "env_steps": 1000, "return": 1.0, "length": 500, "ended": "last"}
     (folder / "episodes.jsonl").write_text(json.dumps({**line, "hours": 2.5}) + "\n")
-    assert peer.records(folder)[0]["hours"] == 2.5
+    assert peer_records(TARGET, 1, folder)[0]["hours"] == 2.5
+    assert not peer_records(TARGET, 2, folder), "it is of another seed"
     assert not peer.run(1, folder, stop)
     assert json.loads((folder / "run.json").read_text())["hours"] >= 2.5
 
