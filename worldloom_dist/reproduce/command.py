@@ -56,9 +56,11 @@ def _reproduce(options: argparse.Namespace) -> int:
         raise ConfigurationError("--env-steps: a smoke run has an end of its own; leave one out")
     if options.smoke:
         target = target.smaller()
-    chosen = {"env_steps": options.env_steps, "agent.precision": options.precision}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    target = dataclasses.replace(target, settings={**target.settings, **chosen})
+    if options.env_steps is not None:
+        target = target.ending_at(options.env_steps)
+    if options.precision is not None:
+        chosen = {**target.settings, "agent.precision": options.precision}
+        target = dataclasses.replace(target, settings=chosen)
     seeds = parse_seeds(options.seeds)
     root = _root(options)
     outcome = Outcome(target, root, is_smoke=options.smoke)

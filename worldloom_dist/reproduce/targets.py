@@ -85,6 +85,21 @@ class Target:
         reached = [i for i, end in enumerate(ends) if end <= self.env_steps]
         return reached[-1] if reached else None
 
+    def ending_at(self, env_steps: int) -> Target:
+        """With another end: the hours in proportion, and a replay that evicts no row of a longer
+        run, whose curve would lack episodes.
+        """
+        settings = {**self.settings, "env_steps": env_steps}
+        made = self.config()
+        decisions = env_steps // (made.env.resolved().action_repeat or 1)
+        rows = decisions + decisions // 10  # the first row of an episode is one more
+        if env_steps > self.env_steps and rows > made.replay.capacity_steps:
+            settings["replay.capacity_steps"] = rows
+        hours = self.hours
+        if hours is not None and env_steps != self.env_steps:
+            hours = float(f"{hours * env_steps / self.env_steps:.2g}")
+        return dataclasses.replace(self, settings=settings, hours=hours)
+
     def smaller(self) -> Target:
         """The same path through the system, in a minute or two."""
         repeat = self.config().env.resolved().action_repeat or 1

@@ -32,6 +32,23 @@ def test_no_row_of_a_curve_is_evicted(name: str) -> None:
     assert config.replay.capacity_steps >= decisions
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_another_end_has_hours_in_proportion_and_room_for_its_rows(name: str) -> None:
+    target = TARGETS[name]
+    longer = target.ending_at(4 * target.env_steps)
+    config = parse(flags(longer.settings))
+    decisions = longer.env_steps // (config.env.resolved().action_repeat or 1)
+    assert config.replay.capacity_steps > decisions
+    assert longer.hours == (None if target.hours is None else pytest.approx(4 * target.hours, 0.05))
+    shorter = target.ending_at(target.env_steps // 2)
+    assert shorter.config().replay == target.config().replay
+    assert target.ending_at(target.env_steps) == target
+
+
+def test_the_hours_of_a_shorter_run_are_fewer() -> None:
+    assert TARGETS["tdmpc2/cup-catch"].ending_at(20_000).hours == 0.9
+
+
 @pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.published])
 def test_a_published_curve_is_of_that_task_and_has_a_point_at_the_end(name: str) -> None:
     target = TARGETS[name]
