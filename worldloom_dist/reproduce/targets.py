@@ -129,6 +129,10 @@ _ALONE = {
 """All roles in one process with one thread, in lock-step: exact, and exactly resumed."""
 
 
+_RUNNING = "windows also from the running episode (theirs: complete ones)"
+_REMOTE = "roles apart, so that who acts has weights that are seconds old"
+
+
 def _tdmpc2(task: str, env: str) -> Target:
     return Target(
         name=f"tdmpc2/{task}",
@@ -143,7 +147,7 @@ def _tdmpc2(task: str, env: str) -> Target:
         published="tdmpc2",
         task=f"dmc/{task}",
         hours=4.5,
-        differs="a model of 1 million parameters; the published one has 5 million",
+        differs=f"a model of 1 million parameters (theirs: 5 million); {_RUNNING}",
     )
 
 
@@ -187,7 +191,7 @@ _ALL = (
         published="dreamerv3-pixels",
         task="dmc/walker-stand",
         hours=4.2,
-        differs="size1m and one env; the published runs had a larger model and several envs",
+        differs="size1m and one env; the published runs had about 8 envs, and do not say a size",
     ),
     Target(
         name="gym/cartpole",
@@ -208,6 +212,7 @@ _ALL = (
         measured="training",
         published="dreamerv3-atari100k",
         task="atari/pong",
+        differs=f"{_REMOTE}; train ratio 256, as in the authors' configs (the paper: 128)",
     ),
     Target(
         name="dreamerv3/breakout",
@@ -220,7 +225,8 @@ _ALL = (
         measured="training",
         published="dreamerv3-atari100k",
         task="atari/breakout",
-        differs="size50m; the published runs had 200 million parameters",
+        differs="size50m (the published runs: 200 million parameters); train ratio 256, as in the "
+        f"authors' configs (the paper: 128); {_REMOTE}",
     ),
     Target(
         name="dreamerv3/walker-walk",
@@ -235,7 +241,7 @@ _ALL = (
         measured="training",
         published="dreamerv3",
         task="dmc/walker-walk",
-        differs="size25m; the published runs had 12 million parameters",
+        differs=f"size25m (the published runs: 12 million parameters); 16 workers; {_REMOTE}",
     ),
     Target(
         name="tdmpc2/walker-walk",
@@ -243,11 +249,13 @@ _ALL = (
         measured="evaluation",
         published="tdmpc2",
         task="dmc/walker-walk",
+        differs=f"{_REMOTE}; {_RUNNING}",
     ),
     Target(
         name="tdmpc2/halfcheetah",
         settings={"preset": "mujoco", "env": "gym:HalfCheetah-v5", "agent": "tdmpc2:19m"},
         measured="evaluation",
+        differs=f"its authors published nothing for this task; {_REMOTE}; {_RUNNING}",
     ),
 )
 

@@ -45,6 +45,15 @@ def test_another_end_has_hours_in_proportion_and_room_for_its_rows(name: str) ->
     assert target.ending_at(target.env_steps) == target
 
 
+@pytest.mark.parametrize("name", [name for name in TARGETS if not name.startswith("gym/")])
+def test_what_differs_is_said(name: str) -> None:
+    config = TARGETS[name].config()
+    said = TARGETS[name].differs
+    assert ("weights that are seconds old" in said) == (config.runtime == "ray")
+    assert ("running episode" in said) == name.startswith("tdmpc2/")
+    assert ("the paper: 128" in said) == (config.env.suite == "atari")
+
+
 def test_the_hours_of_a_shorter_run_are_fewer() -> None:
     assert TARGETS["tdmpc2/cup-catch"].ending_at(20_000).hours == 0.9
 
