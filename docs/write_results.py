@@ -312,8 +312,8 @@ def named(target: Target) -> tuple[str, str, str, str]:
     path = RESULTS / f"{target.name.replace('/', '-')}.jsonl"
     published = target.curve()
     theirs = "-"
-    if published is not None:
-        place = int(abs(published.curve.steps - target.env_steps).argmin())
+    place = target.last_compared()
+    if published is not None and place is not None:
         low = published.curve.low[place]  # type: ignore[index]
         mean_there = published.curve.values[place]
         spread = f" ± {mean_there - low:.1f}" if low == low else ""
@@ -347,7 +347,14 @@ def said_of_named(records: list[dict[str, Any]]) -> str:
     said = f"{found['mean']:.1f}{spread} at {last['env_steps']:,} ({last['measured']}), "
     said += f"{seeds} seed{'s' if seeds > 1 else ''}, {sum(r['hours'] for r in ran):.1f} h"
     if last["authors"]:
-        said += f"; the authors' code here {last['authors']['mean']:.1f}"
+        theirs = last["authors"]
+        spread = "" if theirs["std"] is None else f" ± {theirs['std']:.1f}"
+        count = len(theirs["seeds"])
+        said += f"; the authors' code here {theirs['mean']:.1f}{spread}, "
+        said += f"{count} seed{'s' if count > 1 else ''}"
+    begun = [r for r in records if r["kind"] == "run" and r["by"] == "authors"]
+    if any(r["status"] != "completed" for r in begun):
+        said += "; the authors' code is not at its end"
     reached = min(r["env_steps"] for r in ran)
     if reached < head["env_steps"]:
         said += f"; not at its end: {reached:,} of {head['env_steps']:,} env steps"

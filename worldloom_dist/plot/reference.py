@@ -31,6 +31,8 @@ class Published:
         has_pixels: True where the agents saw images.
         curve: Mean over seeds over env steps, with a band of one standard deviation where it is
             known.
+        windows: [points, 2] env steps between which the training episodes of each point ended;
+            None where the numbers are of evaluations.
     """
 
     task: str
@@ -39,6 +41,7 @@ class Published:
     source: str
     has_pixels: bool
     curve: Curve
+    windows: np.ndarray | None
 
 
 @cache
@@ -77,10 +80,21 @@ def find_published(task: str) -> list[Published]:
         source = _data()["sources"][by]
         mean = np.array(entry["return_mean"], float)
         spread = np.array([np.nan if s is None else s for s in entry["return_std"]], float)
-        curve = Curve(np.array(entry["env_steps"], float), mean, mean - spread, mean + spread)
-        facts = (source["label"], source["source"], source["pixels"], curve)
+        steps = np.array(entry["env_steps"], float)
+        curve = Curve(steps, mean, mean - spread, mean + spread)
+        windows = _windows(source, entry["env_steps"])
+        facts = (source["label"], source["source"], source["pixels"], curve, windows)
         found.append(Published(name, by, *facts))
     return found
+
+
+def _windows(source: dict[str, Any], env_steps: list[int]) -> np.ndarray | None:
+    """``window`` is around every point, but for those that ``windows`` names."""
+    if "window" not in source:
+        return None
+    before, behind = source["window"]
+    odd = source["windows"]
+    return np.array([odd.get(str(s), (s + before, s + behind)) for s in env_steps], float)
 
 
 def task_key(name: str) -> str:

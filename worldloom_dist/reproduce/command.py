@@ -21,9 +21,6 @@ from worldloom_dist.plot.style import check_drawing
 from worldloom_dist.reproduce.outcome import Outcome
 from worldloom_dist.reproduce.peers import Peer, find_peer
 from worldloom_dist.reproduce.targets import MACHINE, TARGETS, Target, find_target, flags
-from worldloom_dist.run.claim import choose_folder
-from worldloom_dist.run.cli import parse, read_config
-from worldloom_dist.run.presets import config_changes
 from worldloom_dist.run.signals import EXIT_AGAIN, stop_on_signals
 from worldloom_dist.run.text_table import aligned
 from worldloom_dist.seeds import parse_seeds, run_seeds
@@ -59,23 +56,25 @@ def _reproduce(options: argparse.Namespace) -> int:
         raise ConfigurationError("--env-steps: a smoke run has an end of its own; leave one out")
     if options.smoke:
         target = target.smaller()
-    chosen = {"env_steps": options.env_steps, "agent.precision": options.precision}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    target = dataclasses.replace(target, settings={**target.settings, **chosen})
+    if options.env_steps is not None:
+        target = target.ending_at(options.env_steps)
+    if options.precision is not None:
+        chosen = {**target.settings, "agent.precision": options.precision}
+        target = dataclasses.replace(target, settings=chosen)
     seeds = parse_seeds(options.seeds)
     root = _root(options)
     outcome = Outcome(target, root, is_smoke=options.smoke)
     check_drawing(outcome.picture, needs_folder=False)
     peer = _peer(options, target)
     words = [*flags(target.settings), "--run-dir", str(outcome.run_dir)]
-    _check_same(words, outcome, seeds)
+    _check_same(outcome, seeds)
     _say_what(target, seeds, outcome)
     given = {"seeds": options.seeds, "parallel": str(options.parallel)}
     status = run_seeds([*words, "--if-exists", "resume", "--metrics-port", "0"], given)
     has_ended = status == 0 and outcome.is_complete(seeds)
     if peer is not None and has_ended:
         has_ended, status = _run_peer(peer, outcome, seeds)
-    for line in outcome.write(seeds, peer):
+    for line in outcome.write():
         sys.stdout.write(line + "\n")
     if not has_ended and status in (0, EXIT_AGAIN):
         sys.stdout.write("not at its end: the same command goes on\n")
@@ -117,27 +116,15 @@ def _root(options: argparse.Namespace) -> Path:
     return root / "smoke" if options.smoke else root
 
 
-def _check_same(words: Sequence[str], outcome: Outcome, seeds: Sequence[int]) -> None:
+def _check_same(outcome: Outcome, seeds: Sequence[int]) -> None:
     """Refuse a folder that cannot be written, and to go on with runs of other settings, another end
     among them: it was fixed before.
     """
-    wanted = parse(words)
-    may_differ = ["seed ", "metrics_port "]
-    if wanted.agent_overrides.get("precision") == "auto":  # it was chosen when the run began
-        may_differ.append("agent.precision ")
     for seed in seeds:
-        folder = outcome.folder(seed)
-        if not choose_folder(dataclasses.replace(wanted, run_dir=folder, if_exists="resume"))[1]:
-            continue
-        changes = [
-            change
-            for change in config_changes(read_config(folder), wanted)
-            if not change.startswith(tuple(may_differ))
-        ]
-        if changes:
+        if changes := outcome.changes(seed):
             raise ConfigurationError(
-                f"--output: {folder} holds a run of other settings ({', '.join(changes)}); "
-                "name another folder"
+                f"--output: {outcome.folder(seed)} holds a run of other settings "
+                f"({', '.join(changes)}); name another folder"
             )
 
 

@@ -19,17 +19,16 @@ __all__ = ["AUTHORS", "OURS", "compared", "comparison_table"]
 
 OURS = "worldloom"
 AUTHORS = "authors"
-WINDOWS = {"dreamerv3": 15_000}
-WINDOW_ENV_STEPS = 10_000
-"""Training episodes that ended within this many env steps count, as in the published means: those
-of DreamerV3 from state are over three bins of 10,000.
-"""
 EVALUATION_SHARE = 0.05
-"""An evaluation counts for env steps that differ from its own by this share at most."""
+"""An evaluation counts for env steps that differ from its own by this share at most; a run may lack
+the last episodes of a published window, this share of it.
+"""
 PARTS = 4
 """Beside the published points, the run is looked at after each of this many equal parts."""
 HEADS = ("env steps", "episodes of", "published", "here", "seeds", "authors' code here", "seeds")
 Records = Sequence[Mapping[str, Any]]
+Window = tuple[float, float]
+"""Env steps from which, and up to which, training episodes that ended count."""
 
 
 def compared(target: Target, records: Records) -> list[dict[str, Any]]:
@@ -41,13 +40,19 @@ def compared(target: Target, records: Records) -> list[dict[str, Any]]:
 
     Returns:
         ``env_steps``; ``measured`` (episodes of evaluations or of training) and for the latter
-        ``window_env_steps``; ``published`` mean and ``published_std`` (None where there is none);
-        per side ``mean``, ``std`` over seeds (population; None for one seed) and ``seeds``, the
-        mean of each.
+        ``window_env_steps``, the first and the last of them; ``published`` mean and
+        ``published_std`` (None where there is none); per side ``mean``, ``std`` over seeds
+        (population; None for one seed) and ``seeds``, the mean of each.
     """
     reached = max((float(r["env_steps"]) for r in records if r["kind"] != "run"), default=0.0)
+    whole_until = _whole_until(records)
     found = []
     for env_steps, measured, mean, std, window in _points(target, reached):
+        needs_whole = measured == "training" and mean is not None
+        needed = window[1] - EVALUATION_SHARE * (window[1] - window[0]) if needs_whole else 0.0
+        may_count = [r for r in records if whole_until[r["by"], r["seed"]] >= needed]
+        if needs_whole and not may_count:
+            continue
         row: dict[str, Any] = {
             "kind": "comparison",
             "env_steps": int(env_steps),
@@ -56,55 +61,72 @@ def compared(target: Target, records: Records) -> list[dict[str, Any]]:
             "published_std": std,
         }
         if measured == "training":
-            row["window_env_steps"] = window
+            row["window_env_steps"] = list(window)
         for side in (OURS, AUTHORS):
-            row[side] = _side([r for r in records if r["by"] == side], env_steps, measured, window)
+            row[side] = _side(
+                [r for r in may_count if r["by"] == side], env_steps, measured, window
+            )
         found.append(row)
+    return found
+
+
+def _whole_until(records: Records) -> dict[tuple[str, int], float]:
+    """By side and seed: the env steps up to which all episodes of a run are there."""
+    found: dict[tuple[str, int], float] = {}
+    for record in records:
+        run = (record["by"], record["seed"])
+        found[run] = max(found.get(run, 0.0), float(record["env_steps"]))
     return found
 
 
 def _points(
     target: Target, reached: float
-) -> list[tuple[float, Measured, float | None, float | None, float]]:
+) -> list[tuple[float, Measured, float | None, float | None, Window]]:
     """Env steps, what is measured there, published mean and deviation, and the window."""
-    found: list[tuple[float, Measured, float | None, float | None, float]] = []
+    found: list[tuple[float, Measured, float | None, float | None, Window]] = []
     published = target.curve()
-    window = WINDOWS.get(target.published, WINDOW_ENV_STEPS)
     if published is not None:
         curve = published.curve
+        windows = published.windows
         for i, env_steps in enumerate(curve.steps):
             if env_steps > reached * (1 + EVALUATION_SHARE):
                 break
-            low = math.nan if curve.low is None else float(curve.low[i])
-            spread = float(curve.values[i]) - low
+            below = math.nan if curve.low is None else float(curve.low[i])
+            spread = float(curve.values[i]) - below
             std = round(spread, 2) if math.isfinite(spread) else None
-            point = (float(env_steps), float(curve.values[i]), std)
-            found.append((point[0], target.measured, point[1], point[2], window))
+            low, high = (env_steps, env_steps) if windows is None else windows[i]
+            window = (float(low), float(high))
+            point = (float(env_steps), target.measured, float(curve.values[i]), std, window)
+            found.append(point)
     end = float(target.env_steps)
     near = EVALUATION_SHARE * end
     is_published = any(abs(env_steps - end) <= near for env_steps, *_ in found)
     if target.measured == "evaluation" and reached >= end - near and not is_published:
-        found.append((end, "evaluation", None, None, window))
+        found.append((end, "evaluation", None, None, (end, end)))
     part = target.env_steps / PARTS
     for number in range(1, PARTS + 1):
-        if number * part <= reached * (1 + EVALUATION_SHARE):
-            found.append((number * part, "training", None, None, part / 2))
+        middle = number * part
+        if middle <= reached * (1 + EVALUATION_SHARE):
+            window = (middle - part / 2, middle + part / 2)
+            found.append((middle, "training", None, None, window))
     known = {(env_steps, measured): None for env_steps, measured, mean, *_ in found if mean}
     found = [row for row in found if row[2] is not None or (row[0], row[1]) not in known]
     return sorted(found, key=lambda row: (row[0], row[1]))
 
 
 def _side(
-    records: Iterable[Mapping[str, Any]], env_steps: float, measured: Measured, window: float
+    records: Iterable[Mapping[str, Any]], env_steps: float, measured: Measured, window: Window
 ) -> dict[str, Any] | None:
     """One side at a point; None where it has no episodes there."""
     by_seed: dict[int, list[float]] = {}
+    low, high = window
     for record in records:
-        distance = abs(record["env_steps"] - env_steps)
+        ended = record["env_steps"]
         if measured == "evaluation":
-            if record["kind"] == "eval" and distance <= EVALUATION_SHARE * env_steps:
+            is_near = abs(ended - env_steps) <= EVALUATION_SHARE * env_steps
+            if record["kind"] == "eval" and is_near:
                 by_seed[record["seed"]] = list(record["returns"])  # the last one counts
-        elif record["kind"] == "episode" and record["ended"] == "last" and distance <= window:
+        elif record["kind"] == "episode" and record["ended"] == "last" and low <= ended <= high:
             by_seed.setdefault(record["seed"], []).append(record["return"])
     means = {seed: fmean(returns) for seed, returns in sorted(by_seed.items()) if returns}
     if not means:

@@ -11,6 +11,8 @@ comparison, and a picture.
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,13 @@ from typing import Any
 from worldloom.core.files import replacing, write_text
 from worldloom.core.json_text import read_object, to_json
 from worldloom_dist.reproduce.comparison import AUTHORS, OURS, compared, comparison_table
-from worldloom_dist.reproduce.peers import Peer
+from worldloom_dist.reproduce.peers import peer_records
 from worldloom_dist.reproduce.picture import draw
 from worldloom_dist.reproduce.record import run_records
-from worldloom_dist.reproduce.targets import Target
+from worldloom_dist.reproduce.targets import Target, flags
+from worldloom_dist.run.claim import choose_folder
+from worldloom_dist.run.cli import parse, read_config
+from worldloom_dist.run.presets import config_changes
 
 __all__ = ["Outcome"]
 
@@ -62,19 +67,48 @@ class Outcome:
         """Whether our run of every seed has come to the end that was fixed."""
         return all(self._reached(seed) for seed in seeds)
 
-    def write(self, seeds: Sequence[int], peer: Peer | None) -> list[str]:
-        """Write curve, comparison and picture of what there is; returns what a person is told."""
+    def changes(self, seed: int) -> list[str] | None:
+        """Settings that the run in a seed's folder has otherwise; None where there is no run.
+
+        Raises:
+            ConfigurationError: If the folder cannot be written, or its run not be read.
+        """
+        wanted = parse([*flags(self.target.settings), "--run-dir", str(self.run_dir)])
+        may_differ = ["seed ", "metrics_port "]
+        if wanted.agent_overrides.get("precision") == "auto":  # it was chosen when the run began
+            may_differ.append("agent.precision ")
+        folder = self.folder(seed)
+        if not choose_folder(dataclasses.replace(wanted, run_dir=folder, if_exists="resume"))[1]:
+            return None
+        return [
+            change
+            for change in config_changes(read_config(folder), wanted)
+            if not change.startswith(tuple(may_differ))
+        ]
+
+    def seeds(self) -> list[int]:
+        """Of every run of this result that there is, ours or the authors', whoever began it."""
+        pattern = re.compile(re.escape(self.run_dir.name) + r"-(?:authors-)?seed(\d+)")
+        names = [path.name for path in self.run_dir.parent.glob(f"{self.run_dir.name}-*")]
+        return sorted({int(found[1]) for name in names if (found := pattern.fullmatch(name))})
+
+    def write(self) -> list[str]:
+        """Write curve, comparison and picture of what there is; returns what a person is told.
+
+        Runs of other seeds than those of this command are among it, where their settings are the
+        same.
+        """
         records: list[dict[str, Any]] = []
-        for seed in seeds:
-            if (self.folder(seed) / "summary.json").exists():
+        for seed in self.seeds():
+            if (self.folder(seed) / "summary.json").exists() and not self.changes(seed):
                 own = run_records(self.folder(seed))
                 records += [{"by": OURS, "seed": seed, **record} for record in own]
-            if peer is not None and self.peer_folder(seed).is_dir():
-                theirs = peer.records(self.peer_folder(seed))
-                records += [{"by": AUTHORS, "seed": seed, **record} for record in theirs]
+            theirs = peer_records(self.target, seed, self.peer_folder(seed))
+            records += [{"by": AUTHORS, "seed": seed, **record} for record in theirs]
         if not records:
             return []
         rows = compared(self.target, records)
+        seeds = sorted({record["seed"] for record in records})
         lines = [self._head(seeds), *records, *rows]
         write_text(self.curve, "".join(to_json(line) + "\n" for line in lines))
         with replacing(self.picture) as path:

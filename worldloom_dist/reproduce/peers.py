@@ -7,12 +7,15 @@ runs. Nothing of it is changed.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +29,15 @@ from worldloom_dist.reproduce.targets import Target
 from worldloom_dist.run.signals import StopFlag
 from worldloom_dist.run.versions import git_commit
 
-__all__ = ["Peer", "find_peer"]
+__all__ = ["Peer", "find_peer", "peer_records"]
 
 LOOK_WITHIN_S = 120.0
 POLL_EVERY_S = 0.2
+NOTE_EVERY_S = 60.0
 STOP_WITHIN_S = 60.0
 RUN = "run.json"
 LOG = "log.txt"
+LOCK = "lock"
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -173,17 +178,30 @@ class Peer:
             Whether it is complete.
 
         Raises:
-            ConfigurationError: If the folder holds another run.
+            ConfigurationError: If the folder holds another run, or is in use.
             OSError: If the folder cannot be written.
             subprocess.CalledProcessError: If it fails; what it said is in ``log.txt``.
         """
         folder = folder.absolute()
         command = [self.python, *self._kind.command(self.target, seed, self.checkout, folder)]
-        facts = self._facts(seed, folder, command)
-        if facts["status"] == "completed":
-            return True
+        folder.mkdir(parents=True, exist_ok=True)
+        with _held(folder) as lock:
+            facts = self._facts(seed, folder, command)
+            if facts["status"] == "completed":
+                return True
+            return self._run(command, folder, facts, lock, stop)
+
+    def _run(
+        self, command: list[str], folder: Path, facts: dict[str, Any], lock: int, stop: StopFlag
+    ) -> bool:
         began = time.monotonic()
         before = float(facts["hours"])
+
+        def note(status: str) -> None:
+            """Write how far it is, so that a sitting that is killed counts as well."""
+            hours = round(before + (time.monotonic() - began) / 3600, 3)
+            write_json(folder / RUN, {**facts, "status": status, "hours": hours})
+
         core = min(os.sched_getaffinity(0))
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(
@@ -193,29 +211,21 @@ class Peer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a terminal's Ctrl-C reaches it once, through us
+                pass_fds=(lock,),  # it holds the folder also when we are killed
             )
             os.sched_setaffinity(process.pid, {core})
-            is_stopped = _waited(process, stop)
-        hours = round(before + (time.monotonic() - began) / 3600, 3)
+            is_stopped = _waited(process, stop, note)
         status = "stopped" if is_stopped else "failed" if process.returncode else "completed"
-        write_json(folder / RUN, {**facts, "status": status, "hours": hours})
+        note(status)
         if status == "failed":
             raise subprocess.CalledProcessError(process.returncode, command)
         return status == "completed"
-
-    def records(self, folder: Path) -> list[dict[str, Any]]:
-        """The run itself, then its episodes and evaluations."""
-        facts = read_object(folder / RUN)
-        found = self._kind.read(folder)
-        reached = max((record["env_steps"] for record in found), default=0)
-        return [{"kind": "run", **facts, "env_steps": reached}, *found]
 
     @property
     def _kind(self) -> _Kind:
         return KINDS[self.target.algorithm]
 
     def _facts(self, seed: int, folder: Path, command: list[str]) -> dict[str, Any]:
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / RUN
         commit = git_commit(self.checkout, is_ours=False)
         shown = [word.replace(str(folder), ".") for word in command[1:]]
@@ -237,7 +247,38 @@ class Peer:
             raise ConfigurationError(
                 f"--peer: {folder} holds a run of another kind; name another folder with --output"
             )
-        return {**facts, **known}
+        if known["status"] != "completed" and known["agent"] != facts["agent"]:
+            raise ConfigurationError(
+                f"--peer: {folder} was begun with {known['agent']}, and {self.checkout} is at "
+                f"{commit or 'an unknown commit'}; check that one out, or name another folder with "
+                "--output"
+            )
+        hours = max(known.get("hours", 0.0), _hours_told(self._kind.read(folder)))
+        return {**facts, **known, "hours": hours}
+
+
+def peer_records(target: Target, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """What the authors' code has to show: the run itself, then its episodes and evaluations; empty
+    where the folder has no run of this target and seed.
+    """
+    kind = KINDS.get(target.algorithm)
+    if kind is None or not (folder / RUN).is_file():
+        return []
+    facts = read_object(folder / RUN)
+    checkout = Path("/any-checkout")
+    words = kind.command(target, seed, checkout, folder.absolute())
+    wanted = [word.replace(str(folder.absolute()), ".") for word in words]
+    known = list(facts.get("command", []))
+    is_same = len(known) == len(wanted) and all(
+        one == other or str(checkout) in other
+        for one, other in zip(known[1:], wanted[1:], strict=True)
+    )
+    if not is_same:
+        return []
+    found = kind.read(folder)
+    reached = max((record["env_steps"] for record in found), default=0)
+    hours = max(facts["hours"], _hours_told(found))
+    return [{"kind": "run", **facts, "env_steps": reached, "hours": hours}, *found]
 
 
 def find_peer(target: Target, checkout: Path, python: Path | None) -> Peer:
@@ -300,10 +341,41 @@ def _missing(python: str, packages: tuple[str, ...]) -> list[str]:
         ) from error
 
 
-def _waited(process: subprocess.Popen[bytes], stop: StopFlag) -> bool:
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[int]:
+    """Hold a folder; yields the descriptor of its lock, and who inherits that holds it as well.
+
+    Raises:
+        ConfigurationError: If it is held.
+    """
+    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError(
+                f"--peer: the authors' code is at work in {folder} already; wait for it or end it, "
+                "or name another folder with --output"
+            ) from error
+        yield file
+    finally:
+        os.close(file)
+
+
+def _hours_told(records: list[dict[str, Any]]) -> float:
+    """Up to the last record that says so; 0 where none does."""
+    return max((float(record.get("hours", 0.0)) for record in records), default=0.0)
+
+
+def _waited(process: subprocess.Popen[bytes], stop: StopFlag, note: Callable[[str], None]) -> bool:
     """Wait for a process, and end it when asked to stop; returns whether it was ended."""
     try:
+        noted = -math.inf
         while process.poll() is None:
+            if time.monotonic() >= noted + NOTE_EVERY_S:
+                with contextlib.suppress(OSError):  # not worth the loop
+                    note("running")
+                noted = time.monotonic()
             if stop.is_set:
                 process.terminate()
                 process.wait(STOP_WITHIN_S)

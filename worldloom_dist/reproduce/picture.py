@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from worldloom_dist.reproduce.targets import Target
 
 __all__ = ["draw"]
 
+NOTE_WIDTH = 120
+"""Characters of the note that fit below the picture."""
 LABELS = {OURS: "worldloom", AUTHORS: "the authors' code, here"}
 
 
@@ -44,7 +47,7 @@ def draw(target: Target, records: Sequence[Mapping[str, Any]], path: Path, note:
         axes.set_title(target.name)
         dress(axes, "env_steps")
         axes.legend(frameon=False)
-        figure.supxlabel(note, x=0.01, ha="left", fontsize=7.5, color=look.soft)
+        figure.supxlabel(fill(note, NOTE_WIDTH), x=0.01, ha="left", fontsize=7.5, color=look.soft)
         figure.savefig(path, dpi=110)
 
 

@@ -7,7 +7,7 @@ is imported here.
 Their code runs from a copy below FOLDER in which device names are replaced; models, losses, buffer,
 planner and loop are theirs. At the end of every episode the whole state is written, so that a loop
 that was stopped goes on from there. The evaluation at the start, of an untrained agent, is left
-out, and the last one is theirs.
+out; the last one is theirs, and is made after the loop where that ends within an episode.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ def _train(code: Path, place: Path, wanted: dict[str, Any]) -> None:
     logger.watch(trainer)
     logger.go_on()
     trainer.train()
+    if not logger.has_evaluated:  # their loop evaluates between episodes only
+        logger.log({**trainer.eval(), "step": config.steps}, "eval")
 
 
 class _Logger:
@@ -119,6 +121,7 @@ class _Logger:
         self._episodes: list[Any] = []
         self._began = time.monotonic()
         self._hours_before = 0.0
+        self.has_evaluated = False
 
     def watch(self, trainer: Any) -> None:
         """Keep what the buffer is given, and evaluate the trained agent only."""
@@ -151,6 +154,7 @@ class _Logger:
         record |= {"env_steps": self._repeat * step, "hours": round(self._hours(), 4)}
         if category == "eval":
             record["returns"] = values["returns"]
+            self.has_evaluated = True
         else:
             record["return"] = float(values["episode_reward"])
             record |= {"length": len(self._trainer._tds) - 1, "ended": "last"}

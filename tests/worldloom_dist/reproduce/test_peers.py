@@ -12,7 +12,7 @@ import pytest
 from tests.worldloom_dist.reproduce.authors_code import make_checkout
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.reproduce import TARGETS, peers, tdmpc2_authors
-from worldloom_dist.reproduce.peers import Peer, find_peer
+from worldloom_dist.reproduce.peers import Peer, find_peer, peer_records
 from worldloom_dist.run.signals import StopFlag
 
 TARGET = TARGETS["tdmpc2/cup-catch"]
@@ -57,6 +57,16 @@ def test_their_loop_tells_of_its_episodes_and_of_the_last_evaluation(checkout, t
     assert all(line["length"] == 5 for line in lines if line["kind"] == "episode")
 
 
+def test_an_end_within_an_episode_is_evaluated_as_well(checkout, tmp_path):
+    lines = finished(checkout, tmp_path / "run", steps=12)
+    assert [(line["kind"], line["env_steps"]) for line in lines] == [
+        ("episode", 10),
+        ("episode", 20),
+        ("eval", 24),
+    ]
+    assert len(lines[-1]["returns"]) == 2
+
+
 def test_a_loop_that_was_stopped_goes_on_as_if_it_had_not_been(checkout, tmp_path):
     whole = finished(checkout, tmp_path / "whole")
     folder = tmp_path / "stopped"
@@ -87,7 +97,7 @@ def test_a_peer_is_run_once_and_read_as_a_run(checkout, tmp_path, monkeypatch):
     peer = Peer(target=TARGET, checkout=checkout, python=sys.executable)
     folder = tmp_path / "peer"
     assert peer.run(1, folder, StopFlag())
-    head, *records = peer.records(folder)
+    head, *records = peer_records(TARGET, 1, folder)
     assert (head["kind"], head["status"], head["seed"]) == ("run", "completed", 1)
     assert head["env_steps"] == 20
     assert head["precision"] == "float32"
@@ -101,6 +111,68 @@ def test_a_peer_is_run_once_and_read_as_a_run(checkout, tmp_path, monkeypatch):
     stop.set("a test")
     assert not peer.run(2, tmp_path / "other", stop)
     assert json.loads((tmp_path / "other/run.json").read_text())["status"] == "stopped"
+
+
+def test_a_folder_in_which_their_code_is_at_work_is_refused(checkout, tmp_path, monkeypatch):
+    """Its launcher was killed: what it had started holds the folder."""
+    folder = tmp_path / "peer"
+    started_with = []
+    real = subprocess.Popen
+
+    def popen(command, **options):
+        if lock := options.pop("pass_fds", ()):  # as the authors' code that a launcher leaves
+            sleeper = [sys.executable, "-c", "input()"]
+            left = real(sleeper, stdin=subprocess.PIPE, pass_fds=lock, start_new_session=True)
+            started_with.append(left)
+        return real(command, **options)
+
+    peer = Peer(target=TARGET, checkout=checkout, python=sys.executable)
+    stop = StopFlag()
+    stop.set("a test")
+    monkeypatch.setattr(peers.subprocess, "Popen", popen)
+    assert not peer.run(1, folder, stop)
+    monkeypatch.undo()
+    (left,) = started_with
+    said = (folder / "log.txt").read_bytes()
+    with pytest.raises(ConfigurationError, match=r"at work in .*peer already; wait for it or end"):
+        peer.run(1, folder, stop)
+    assert (folder / "log.txt").read_bytes() == said
+    left.communicate(b"\n", timeout=60)
+    assert not peer.run(1, folder, stop)
+
+
+@pytest.mark.parametrize("name", ["tdmpc2/cup-catch", "dreamerv3/walker-stand"])
+def test_other_code_does_not_go_on(name, checkout, tmp_path, monkeypatch):
+    folder = tmp_path / "peer"
+    peer = Peer(target=TARGETS[name], checkout=checkout, python=sys.executable)
+    stop = StopFlag()
+    stop.set("a test")
+    monkeypatch.setattr(peers, "git_commit", lambda *_, **__: "aaaaaaaaaaaa")
+    assert not peer.run(1, folder, stop)
+    before = (folder / "run.json").read_text()
+    monkeypatch.setattr(peers, "git_commit", lambda *_, **__: "bbbbbbbbbbbb")
+    with pytest.raises(ConfigurationError, match=r"begun with .* at a{12}, and .* is at b{12}; ch"):
+        peer.run(1, folder, stop)
+    assert (folder / "run.json").read_text() == before
+    (folder / "run.json").write_text(before.replace('"stopped"', '"completed"'))
+    assert peer.run(1, folder, stop), "what is complete has its commit beside it"
+
+
+def test_a_sitting_that_was_killed_counts(checkout, tmp_path):
+    folder = tmp_path / "peer"
+    peer = Peer(target=TARGET, checkout=checkout, python=sys.executable)
+    stop = StopFlag()
+    stop.set("a test")
+    assert not peer.run(1, folder, stop)
+    (folder / "lock").unlink()  # as folders of old are
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "status": "starting", "hours": 0.0}))
+    line = {"kind": "episode", "env_steps": 1000, "return": 1.0, "length": 500, "ended": "last"}
+    (folder / "episodes.jsonl").write_text(json.dumps({**line, "hours": 2.5}) + "\n")
+    assert peer_records(TARGET, 1, folder)[0]["hours"] == 2.5
+    assert not peer_records(TARGET, 2, folder), "it is of another seed"
+    assert not peer.run(1, folder, stop)
+    assert json.loads((folder / "run.json").read_text())["hours"] >= 2.5
 
 
 def test_code_that_fails_says_so(checkout, tmp_path):
@@ -147,7 +219,7 @@ def test_dreamerv3_s_line_has_the_settings_of_the_target(tmp_path):
         "--task dmc_walker_stand",
         "--seed 3",
         "--env.dmc.repeat 2",
-        "--run.steps 25000",
+        "--run.steps 30000",
         "--run.train_ratio 256.0",
         "--run.envs 1",
         "--jax.platform cpu",

@@ -115,6 +115,8 @@ def test_a_result_is_run_written_and_left_as_it_is(tiny, tmp_path, capfd):
     assert "seed 1: complete already" in capfd.readouterr().out
     assert (tmp_path / "out/toy-point-seed1/command.txt").read_text() == before
     assert read(tmp_path / "out/toy-point.jsonl") == records
+    assert main([*words, "--seeds", "2"]) == 0
+    assert read(tmp_path / "out/toy-point.jsonl") == records, "no seed is lost"
 
 
 def test_a_precision_that_was_chosen_is_kept(tiny, tmp_path, capfd, monkeypatch):

@@ -32,6 +32,32 @@ def test_no_row_of_a_curve_is_evicted(name: str) -> None:
     assert config.replay.capacity_steps >= decisions
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_another_end_has_hours_in_proportion_and_room_for_its_rows(name: str) -> None:
+    target = TARGETS[name]
+    longer = target.ending_at(4 * target.env_steps)
+    config = parse(flags(longer.settings))
+    decisions = longer.env_steps // (config.env.resolved().action_repeat or 1)
+    assert config.replay.capacity_steps > decisions
+    assert longer.hours == (None if target.hours is None else pytest.approx(4 * target.hours, 0.05))
+    shorter = target.ending_at(target.env_steps // 2)
+    assert shorter.config().replay == target.config().replay
+    assert target.ending_at(target.env_steps) == target
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if not name.startswith("gym/")])
+def test_what_differs_is_said(name: str) -> None:
+    config = TARGETS[name].config()
+    said = TARGETS[name].differs
+    assert ("weights that are seconds old" in said) == (config.runtime == "ray")
+    assert ("running episode" in said) == name.startswith("tdmpc2/")
+    assert ("the paper: 128" in said) == (config.env.suite == "atari")
+
+
+def test_the_hours_of_a_shorter_run_are_fewer() -> None:
+    assert TARGETS["tdmpc2/cup-catch"].ending_at(20_000).hours == 0.9
+
+
 @pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.published])
 def test_a_published_curve_is_of_that_task_and_has_a_point_at_the_end(name: str) -> None:
     target = TARGETS[name]
@@ -39,8 +65,12 @@ def test_a_published_curve_is_of_that_task_and_has_a_point_at_the_end(name: str)
     config = target.config()
     assert task_key(published.task) == task_key(config.env.env)
     assert published.has_pixels == bool(config.env.pixels or config.env.suite == "atari")
-    steps = published.curve.steps
-    assert any(abs(step - target.env_steps) <= 0.05 * target.env_steps for step in steps)
+    place = target.last_compared()
+    assert place is not None
+    last = (
+        published.curve.steps[place] if published.windows is None else published.windows[place][1]
+    )
+    assert 0.95 * target.env_steps <= last <= target.env_steps
     if target.measured == "evaluation":
         assert config.eval_episodes >= 10
 
