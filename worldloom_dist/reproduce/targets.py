@@ -130,6 +130,7 @@ _ALONE = {
 
 
 _RUNNING = "windows also from the running episode (theirs: complete ones)"
+_BY_CHUNKS = "64 decisions, then the updates that they make due (theirs: after each)"
 _REMOTE = "roles apart, so that who acts has weights that are seconds old"
 
 
@@ -147,7 +148,7 @@ def _tdmpc2(task: str, env: str) -> Target:
         published="tdmpc2",
         task=f"dmc/{task}",
         hours=4.5,
-        differs=f"a model of 1 million parameters (theirs: 5 million); {_RUNNING}",
+        differs=f"1 million parameters (theirs: 5 million); {_BY_CHUNKS}; {_RUNNING}",
     )
 
 
@@ -166,7 +167,7 @@ def _dreamerv3(task: str) -> Target:
         published="dreamerv3",
         task=f"dmc/{task}",
         hours=3.3,
-        differs="size1m and one env; the published runs had 12 million parameters",
+        differs=f"size1m and one env (theirs: 12 million parameters); {_BY_CHUNKS}",
     )
 
 
@@ -191,7 +192,7 @@ _ALL = (
         published="dreamerv3-pixels",
         task="dmc/walker-stand",
         hours=4.2,
-        differs="size1m and one env; the published runs had about 8 envs, and do not say a size",
+        differs=f"size1m and one env (theirs: about 8, and no size is said); {_BY_CHUNKS}",
     ),
     Target(
         name="gym/cartpole",

@@ -74,6 +74,7 @@ def test_workers_come_one_after_the_other_the_evaluator_after_an_update_the_stan
     runtime.start()
     first = ["learner-0", "coordinator-0", "shard-0", "weights-0", "hub-0"]
     assert [*supervisor.roles] == [*first, "worker-0"]
+    assert not supervisor.roles["hub-0"].is_vital, "metrics never stop a run"
     supervisor.up("learner-0", state="training", train_steps=0)
     supervisor.up("worker-0")
     runtime.work()
