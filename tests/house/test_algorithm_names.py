@@ -11,7 +11,6 @@ from worldloom.algorithms.registry import ALGORITHMS
 ROOT = Path(worldloom_dist.__file__).parent
 TABLES = {
     "check_env.py": "with which agent an env of discrete actions is tried",
-    "reproduce/comparison.py": "published results",
     "reproduce/peers.py": "how the authors' code is run",
     "reproduce/targets.py": "published results",
     "reproduce/tdmpc2_authors.py": "how the authors' code is run",
