@@ -40,6 +40,11 @@ def job_words(words: Sequence[str], job_id: str) -> list[str]:
     if "--resume" not in given:
         if "--run-dir" not in given:
             runs = expanded(os.environ.get(RUNS_VARIABLE) or "~/worldloom-runs", RUNS_VARIABLE)
+            if not runs.is_absolute():
+                raise ConfigurationError(
+                    f"{RUNS_VARIABLE} must be an absolute path, got {runs}: Ray deletes the folder "
+                    "that a job works in"
+                )
             added += ["--run-dir", str(runs / job_id)]
         if "--if-exists" not in given:
             added += ["--if-exists", "resume"]

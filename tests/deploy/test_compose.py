@@ -148,6 +148,10 @@ def test_prometheus_has_the_token_that_the_run_asks_for(tmp_path):
         assert len(read_secret(tmp_path / "a")) == 64
         assert (tmp_path / "b").stat().st_mode & 0o777 == 0o600
         (tmp_path / "b").unlink()
+    (tmp_path / "a").write_text("")  # a start that was cut off
+    subprocess.run(script, check=True, timeout=60)
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
+    assert len(read_secret(tmp_path / "a")) == 64
 
 
 def mounts(service: str) -> list[str]:

@@ -26,6 +26,12 @@ def test_a_job_joins_its_cluster_and_goes_on_with_its_run_when_it_is_tried_again
     ]
 
 
+def test_runs_of_jobs_lie_outside_of_what_ray_deletes(monkeypatch, capsys):
+    monkeypatch.setenv("WORLDLOOM_RUNS", "runs")
+    assert main(["--job-id", "job-1", "--", "--workers", "3"], lambda _: 0) == 2
+    assert "WORLDLOOM_RUNS must be an absolute path, got runs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "added"),
     [

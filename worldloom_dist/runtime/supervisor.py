@@ -308,11 +308,13 @@ class Supervisor:
         """Its main call is over: it is done, or it has died."""
         try:
             result = ray.get(role.line)
-            if role._leave_by is not None or (
-                isinstance(result, dict) and result.get("is_preempted")
-            ):
+            is_preempted = isinstance(result, dict) and result.get("is_preempted")
+            if role._leave_by is not None or is_preempted:
                 role.status |= {"open_rows": result["open_rows"], "left_with": result}
-                self._left(role)
+                if role._leave_by is None and not _is_steady(role):
+                    self.died(role, "it was sent SIGTERM as soon as it had begun")
+                else:
+                    self._left(role)
             else:
                 role.is_done = True
                 role.line = None
@@ -391,7 +393,7 @@ class Supervisor:
         self, role: Role, reason: str, *, has_lost_envs: bool = False, by_deadline: bool = False
     ) -> None:
         """Start it again, or give it up."""
-        was_steady = role.ready_at is not None and time.monotonic() - role.ready_at >= STEADY_S
+        was_steady = _is_steady(role)
         self._kill(role)
         if role.is_done:
             return
@@ -441,3 +443,8 @@ class Supervisor:
         if role.handle is not None:
             ray.kill(role.handle, no_restart=True)
         role.handle = role.line = role._ping = role.ready_at = None
+
+
+def _is_steady(role: Role) -> bool:
+    """It has worked for a while: what ends it now says little of the next start."""
+    return role.ready_at is not None and time.monotonic() - role.ready_at >= STEADY_S

@@ -235,3 +235,21 @@ def test_a_worker_whose_env_is_never_built_is_given_up_with_the_reason(monkeypat
             clock.pass_for(supervisor, role, 1)
         assert role.is_given_up == (failures > MAX_VAIN_STARTS)
     assert role.last_failure == "its env was not built within 181 s"
+
+
+def test_a_role_whose_env_ends_it_by_sigterm_at_once_is_no_machine_that_goes(monkeypatch) -> None:
+    told = {"open_rows": 0, "is_preempted": True}
+    monkeypatch.setattr(ray, "get", lambda _: told)
+    supervisor = Supervisor(max_restarts=2, window_s=600.0)
+    role = role_of()
+    for _ in range(3):
+        role.started_at = time.monotonic()
+        assert not role.is_given_up
+        supervisor.ended(role)
+    assert role.is_given_up
+    steady = role_of()
+    for _ in range(3):
+        steady.ready_at = time.monotonic() - 2 * STEADY_S
+        supervisor.ended(steady)
+    assert not steady.is_given_up
+    assert not steady.deaths, "a machine that is taken away is no fault of the role"
