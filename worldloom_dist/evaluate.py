@@ -24,6 +24,7 @@ from worldloom.core.exceptions import (
     nearest,
 )
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, checked
+from worldloom.core.files import inside
 from worldloom.core.json_text import to_json
 from worldloom.core.program import called, interruptible
 from worldloom.core.protocol import Agent, Policy
@@ -119,6 +120,7 @@ def evaluate(
     agent, train_steps = restore_agent(plan, folder, device=device)
     evaluator = build_evaluator(plan, device=device, tasks=tasks, timeout_s=timeout_s)
     if videos:
+        inside(videos_folder.parent, videos_folder.name)
         check_draws(plan.env, videos, tasks)
     evaluator.load_weights(as_published(agent, config.learner.weights_dtype))
     result = {

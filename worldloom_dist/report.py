@@ -13,7 +13,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import NOT_NEGATIVE, checked
-from worldloom.core.files import write_text
+from worldloom.core.files import inside, write_text
 from worldloom.core.json_text import to_json
 from worldloom.core.plain_files import read_plain
 from worldloom.core.program import called, interruptible
@@ -88,7 +88,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     try:
         run_dir = options.run_dir or newest_run()
-        path = options.output or run_dir / "report.html"
+        path = options.output or inside(run_dir, "report.html")
         write_text(path, report_html(run_dir, videos=options.videos))
     except ConfigurationError as error:
         sys.stderr.write(f"error: {error}\n")

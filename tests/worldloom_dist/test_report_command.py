@@ -3,11 +3,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from tests.worldloom_dist.browser import drawn, needs_browser
 from tests.worldloom_dist.written_runs import write_run
+from worldloom import commands
 from worldloom_dist import report
+from worldloom_dist.actors.videos import save_videos
 from worldloom_dist.report import main, report_html
 
 
@@ -150,3 +153,28 @@ def test_a_link_among_the_videos_shows_no_file_of_ones_own(tmp_path):
     state = state_of(report_html(folder))
     assert [video["file"] for video in state["videos"]] == ["eval-000001000-0.gif"]
     assert state["videos_left_out"] == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("report", "report.html"), ("plot", "plot.png"), ("export", "policy")],
+)
+def test_a_link_in_a_run_leads_no_command_to_a_file_of_ones_own(command, name, tmp_path, capsys):
+    folder = write_run(tmp_path / "run")
+    mine = tmp_path / "mine"
+    mine.write_text("my own")
+    (folder / name).symlink_to(mine)
+    assert commands.main([command, str(folder)]) == 2
+    assert f"{name} is a link, perhaps to a file of yours" in capsys.readouterr().err
+    assert mine.read_text() == "my own"
+
+
+def test_no_video_is_written_over_a_file_that_a_link_leads_to(tmp_path):
+    mine = tmp_path / "mine.mp4"
+    mine.write_text("my own")
+    for ending in ("mp4", "gif"):
+        (tmp_path / f"best-0.{ending}").symlink_to(mine)
+    saved = save_videos([np.zeros((2, 16, 16, 3), np.uint8)], tmp_path, "best")
+    assert saved.paths == ()
+    assert "is a link" in saved.problems[0]
+    assert mine.read_text() == "my own"

@@ -37,6 +37,7 @@ from worldloom.core.plain_files import check_plain, open_plain
 __all__ = [
     "current",
     "expanded",
+    "inside",
     "open_together",
     "path_of_open",
     "remove_folder",
@@ -93,6 +94,22 @@ def replacing(path: Path) -> Iterator[Path]:
                 _move_in(path.parent)
         os.replace(temporary, path)
         staging.rmdir()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a name in a folder, perhaps a received one, to be written although nobody has
+    typed it.
+
+    Raises:
+        ConfigurationError: If it is a link, which could lead to any file of the user.
+    """
+    path = folder / name
+    if path.is_symlink():
+        raise ConfigurationError(
+            f"output: {path} is a link, perhaps to a file of yours; remove it, or name another "
+            "place"
+        )
+    return path
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.files import expanded
+from worldloom.core.files import expanded, inside
 from worldloom.hub.fetching import is_address
 
 __all__ = ["add_parser", "run"]
@@ -109,4 +109,4 @@ def _folder(options: argparse.Namespace) -> Path:
             f"output: {options.run_dir} is no run folder, in which the policy could lie; name a "
             "folder with -o FOLDER"
         )
-    return place / "policy"
+    return inside(place, "policy")

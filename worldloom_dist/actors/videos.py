@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.files import inside
 from worldloom.core.images import find_image_layout
 from worldloom.core.pixel_text import draw_text, text_size
 from worldloom.core.specs import EnvSpec
@@ -210,8 +211,8 @@ def save_videos(
     written = []
     missing = list(problems)
     for number, video in zip(names or range(len(videos)), videos, strict=True):
-        path = folder / f"{label}-{number}.{ending}"
         try:
+            path = inside(folder, f"{label}-{number}.{ending}")
             if video.ndim != 4 or video.shape[-1] != 3:  # ffmpeg would make something of it
                 raise ValueError(f"frames must be [T, Y, X, 3], got {video.shape}")
             written.append(save_frames(video, path, fps=FRAMES_PER_S))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
+from worldloom.core.files import inside
 from worldloom.core.program import called, interruptible
 from worldloom_dist.plot.figure import plot_runs
 from worldloom_dist.plot.reference import find_published
@@ -27,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     try:
         run_dirs = options.run_dir or [newest_run()]
-        path = options.output or _usual_place(run_dirs) / "plot.png"
+        path = options.output or inside(_usual_place(run_dirs), "plot.png")
         if not options.table or options.output:
             check_drawing(path, needs_folder=options.output is not None)
         references = [found for task in options.reference for found in find_published(task)]
