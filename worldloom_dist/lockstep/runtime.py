@@ -40,6 +40,7 @@ from worldloom.core.exceptions import (
     CheckpointError,
     ConfigurationError,
     MissingDependencyError,
+    StateError,
     TrainingError,
 )
 from worldloom.core.memory import tree_of
@@ -452,18 +453,21 @@ class LocalRuntime:
         self._checkpoint_at = self._report.progress
         self._saved_updates = self.learner.train_steps
         self._report.counts.counters.check()
-        tree = {
-            "learner": self.learner.state_dict(),
-            "marks": [asdict(snapshot) for snapshot in self.replay.snapshot()],
-            "limiter": self.replay.coordinator.limiter.state(),
-            "workers": states,
-            "evaluated_at": self.evaluator.asked_at,
-            "limits": asdict(self._plan.limits),
-            "imported": self._imported,
-        }
         try:
+            # within, because each snapshot drops the oldest: a second try would drop the last that
+            # a checkpoint needs
+            marks = [asdict(snapshot) for snapshot in self.replay.snapshot()]
+            tree = {
+                "learner": self.learner.state_dict(),
+                "marks": marks,
+                "limiter": self.replay.coordinator.limiter.state(),
+                "workers": states,
+                "evaluated_at": self.evaluator.asked_at,
+                "limits": asdict(self._plan.limits),
+                "imported": self._imported,
+            }
             folder = self._store.save(self._step, tree, self._facts)
-        except (OSError, SafetensorError, CheckpointError) as error:
+        except (OSError, SafetensorError, CheckpointError, StateError) as error:
             self._is_whole = False  # there is no sense in trying it again
             remedy = "make room, then " if isinstance(error, OSError | SafetensorError) else ""
             raise CheckpointError(

@@ -115,11 +115,12 @@ class SnapshotStore:
         """Remember the newest snapshots, on disk too, or a restart would free what they need; drop
         the files of older ones.
         """
-        self.snapshots = list(snapshots[-self._kept :])
+        kept = list(snapshots[-self._kept :])
         self._write(
             self._directory / "marks.json",
-            json.dumps([asdict(snapshot) for snapshot in self.snapshots]).encode(),
+            json.dumps([asdict(snapshot) for snapshot in kept]).encode(),
         )
+        self.snapshots = kept
         used = {snapshot.mutable_file for snapshot in self.snapshots}
         _delete(path for path in self._directory.glob("mutable-*.rows") if path.name not in used)
         self.drop_weights(keep=self.newest_weights)

@@ -1,5 +1,6 @@
 """What a run of the lock-step runtime does when its envs fail for good."""
 
+import errno
 import itertools
 import json
 import logging
@@ -13,13 +14,14 @@ from tests.integration.running import check_counting, read_journals, rows_of
 from tests.worldloom_dist.local_runs import newest_state
 from tests.worldloom_dist.mortal_envs import MortalEnv
 from tests.worldloom_dist.small_runs import COUNTING, start
-from worldloom.core.exceptions import EnvFailureError, TrainingError
+from worldloom.core.exceptions import CheckpointError, EnvFailureError, TrainingError
 from worldloom.core.memory import MemoryBound
 from worldloom.core.specs import EnvSpec
 from worldloom.envs.memory import MemoryWatch
 from worldloom.training.checkpoints import CheckpointStore
 from worldloom_dist.learner.step import CaptureFailedError
 from worldloom_dist.lockstep import runtime as runtime_module
+from worldloom_dist.replay.shard import ReplayShard
 
 WORDS = ["--env", "tests.worldloom_dist.mortal_envs:MortalEnv", "--actors.max-env-failures", "2"]
 BROKEN = re.compile(r"raised: RuntimeError: broken on purpose \(.*/mortal_envs.py:\d+\)")
@@ -166,3 +168,23 @@ def test_a_process_whose_envs_took_all_memory_leaves_with_a_checkpoint(tmp_path,
     assert "--resume" in summary["error"]
     tight[0] = MemoryBound("machine", 100 * 10**9, 90 * 10**9)
     assert start(tmp_path / "run", "--resume", str(tmp_path / "run")).run() == "completed"
+
+
+def test_snapshots_that_fail_leave_those_of_the_last_checkpoint(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    words = ["--replay.shards", "2", "--workers", "2", "--learner.keep-checkpoints", "1"]
+    words += ["--learner.checkpoint-every-steps", "100", "--env-steps", "400"]
+    run = start(folder, *words)
+    snapshot = ReplayShard.snapshot
+
+    def full_disk(shard):
+        if shard.index == 1 and (folder / "checkpoints").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return snapshot(shard)
+
+    with monkeypatch.context() as full:
+        full.setattr(ReplayShard, "snapshot", full_disk)
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            run.run()
+    assert summary_of(folder)["status"] == "failed"
+    assert start(folder, *words).run() == "completed"
