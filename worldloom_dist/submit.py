@@ -211,7 +211,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except StateError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter where it answers that it is at fault
         sys.stderr.write(
             f"error: the job interface went away ({reason(error)}); the job may go on without us\n"
         )

@@ -272,6 +272,21 @@ def test_what_the_cluster_raises_is_told_by_the_last_line_of_its_traceback(play,
         module.submit([], job_id="j")
 
 
+@pytest.mark.parametrize("words", [["--follow", "j"], ["--stop", "j"]])
+def test_an_interface_that_is_at_fault_itself_is_one_sentence(words, play, monkeypatch, capsys):
+    client = play(("RUNNING", None, ""))
+
+    def at_fault(*_):
+        raise RuntimeError("Request failed with status code 500: GCS is away.")
+
+    for name in ("list_jobs", "get_job_status"):
+        monkeypatch.setattr(client, name, at_fault, raising=False)
+    assert module.main(words) == 1
+    error = capsys.readouterr().err
+    assert "the job interface went away (Request failed with status code 500" in error
+    assert error.count("\n") == 1
+
+
 def test_job_that_the_cluster_does_not_know_is_not_followed(play):
     play(("RUNNING", None, ""))
     with pytest.raises(ConfigurationError, match="knows no such job"):
