@@ -97,7 +97,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a name in a folder, perhaps a received one, to be written although nobody has
+    """The path of a name in a folder, perhaps a received one, to be written although no one has
     typed it.
 
     Raises:

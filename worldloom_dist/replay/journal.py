@@ -378,7 +378,7 @@ class Journal:
             self._head_bytes = min(offset, _head_bytes(self.path(number)))
 
     def _bring_to_disk(self, number: int) -> None:
-        """Write the last segment anew: what is read of it may be in memory only, where it was
+        """Write the last segment again: what is read of it may be in memory only, where it was
         never synced, or marked as written by a sync that failed and is not tried again. The
         segments before it were synced when it was begun.
         """
@@ -393,7 +393,7 @@ class Journal:
             temporary.unlink(missing_ok=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise StateError(
-                    f"replay journal {self.directory}: {path.name} cannot be written anew "
+                    f"replay journal {self.directory}: {path.name} cannot be written again "
                     f"({error}); the disk cannot be trusted"
                 ) from error
             sync(path)

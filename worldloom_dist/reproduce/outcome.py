@@ -87,7 +87,7 @@ class Outcome:
         ]
 
     def seeds(self) -> list[int]:
-        """Of every run of this result that there is, ours or the authors', whoever began it."""
+        """Of every run of this result that there is, ours or the authors'."""
         pattern = re.compile(re.escape(self.run_dir.name) + r"-(?:authors-)?seed(\d+)")
         names = [path.name for path in self.run_dir.parent.glob(f"{self.run_dir.name}-*")]
         return sorted({int(found[1]) for name in names if (found := pattern.fullmatch(name))})

@@ -29,25 +29,17 @@ from worldloom.core.specs import EnvSpec
 from worldloom.envs.consent import is_own, names_code, sign_run
 from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.versions import versions
+from worldloom_dist.run.view import HELD, is_held
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["RunFolder", "is_held"]
+__all__ = ["RunFolder"]
 
 COUNTERS_FILE = "replay/books.json"
 EAGER_FILE = "eager.json"
 LOCK = "lock"
-HELD: dict[str, tuple[int, int]] = {}
-"""Locks that this process holds: process and descriptor, by where they lie."""
 LARGEST = 2**24
 """Starts of one role that no run reaches."""
-
-
-def is_held(lock: Path) -> bool:
-    """Whether this very process holds a run's lock. To open and close the file would drop it: the
-    system's locks are a process's, and go with the first of its descriptors that is closed.
-    """
-    return HELD.get(os.path.realpath(lock), (0, 0))[0] == os.getpid()
 
 
 @dataclass(frozen=True, slots=True)

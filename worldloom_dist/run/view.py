@@ -23,12 +23,13 @@ from worldloom.core.fields import checked, normalize
 from worldloom.core.json_text import parse_json, read_object
 from worldloom.core.plain_files import open_plain, plain_lines, read_tail
 from worldloom_dist.metrics.names import loss_of
-from worldloom_dist.run.folder import is_held
 
 __all__ = [
+    "HELD",
     "View",
     "duration",
     "facts",
+    "is_held",
     "is_locked",
     "last_record",
     "read_records",
@@ -38,6 +39,9 @@ __all__ = [
     "status_of",
     "title_of",
 ]
+
+HELD: dict[str, tuple[int, int]] = {}
+"""Locks that this process holds: process and descriptor, by where they lie."""
 
 SILENT_S = 15.0
 TAIL_BYTES = 256 * 1024
@@ -342,6 +346,13 @@ def _is_running(folder: Path) -> bool:
         default=0.0,
     )
     return abs(time.time() - newest) < SILENT_S  # later than now: the clock was set back
+
+
+def is_held(lock: Path) -> bool:
+    """Whether this very process holds a run's lock. To open and close the file would drop it: the
+    system's locks are a process's, and go with the first of its descriptors that is closed.
+    """
+    return HELD.get(os.path.realpath(lock), (0, 0))[0] == os.getpid()
 
 
 def is_locked(path: Path) -> bool:

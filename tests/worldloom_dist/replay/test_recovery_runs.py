@@ -20,7 +20,13 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data import chunk_runs
 from worldloom.data.codec import make_chunk
 from worldloom.data.selectors import Prioritised, Uniform
-from worldloom_dist.ports import CHUNK_SOURCES, FIRST_GATEWAY_SLOT, FIRST_STEP, SampleRequest
+from worldloom_dist.ports import (
+    CHUNK_SOURCES,
+    FIRST_GATEWAY_SLOT,
+    FIRST_STEP,
+    EpisodeOverError,
+    SampleRequest,
+)
 from worldloom_dist.replay import recovery
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.replay.shard_rows import ShardRows
@@ -108,6 +114,14 @@ def draws_of(shard):
     ]
 
 
+def stored(shard, one):
+    """Whether it is new; of a client, perhaps why it is refused."""
+    try:
+        return shard.append(one)
+    except EpisodeOverError as error:
+        return str(error)
+
+
 def looked_at(directory, options, snapshot, more):
     """What a shard is after a restart, after more chunks, and after a rollback."""
     try:
@@ -118,7 +132,7 @@ def looked_at(directory, options, snapshot, more):
     found += [state_of(shard), draws_of(shard)]
     with mock.patch("worldloom_dist.replay.shard.time.time", return_value=7.0):
         for one in more:
-            found += [shard.append(one), state_of(shard)]
+            found += [stored(shard, one), state_of(shard)]
     found.append(draws_of(shard))
     try:
         if snapshot is not None:
@@ -183,7 +197,7 @@ def fill(directory, options, ops):
     for number, (slot, jump, size, resets) in enumerate(ops):
         stream = StreamId(SLOTS[slot], -1 if slot == 2 else 0, 0)
         seq = max(0, shard.next_seq(stream) + jump)
-        shard.append(chunk(rng, stream, seq, size, resets=resets))
+        stored(shard, chunk(rng, stream, seq, size, resets=resets))
         if number == len(ops) // 2:
             draws_of(shard)
         if number == len(ops) * 3 // 4:
