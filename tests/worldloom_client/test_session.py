@@ -334,7 +334,8 @@ def test_an_answer_that_was_not_waited_for_is_not_that_of_the_next_question() ->
 
 def test_a_watch_outlives_an_answer_that_comes_while_it_looks() -> None:
     class Watch:
-        deadlines = [1e12, None, 0.0]
+        def __init__(self):
+            self.deadlines = [1e12, None, 0.0]
 
         @property
         def deadline(self):
