@@ -267,7 +267,8 @@ def _watch(
         watch = owner()
         if watch is None:
             return
-        if watch.deadline is not None and time.monotonic() > watch.deadline:
+        deadline = watch.deadline  # read once: an answer sets it to None meanwhile
+        if deadline is not None and time.monotonic() > deadline:
             stream.cancel()
             return
 

@@ -14,6 +14,7 @@ from collections import deque
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from worldloom_client.channel import backoff_s, open_channel
 from worldloom_client.errors import ClientError, RefusedError
@@ -31,6 +32,7 @@ LOOK_INTO_SPOOL_EVERY_S = 0.2
 IDLE_PUSH_S = 2.0
 PUSHER_ENDS_WITHIN_S = 5.0
 
+PushRequest = message("PushRequest")
 PushResponse = message("PushResponse")
 
 
@@ -126,8 +128,15 @@ class Pusher:
         sent: deque[SpooledChunk] = deque()
         while not self._is_over.is_set():
             while len(sent) < AHEAD and (chunk := self._spool.ahead(folder, len(sent))):
-                questions.put(chunk.path.read_bytes())
-                sent.append(chunk)
+                data = chunk.path.read_bytes()
+                if _is_whole(data):
+                    questions.put(data)
+                    sent.append(chunk)
+                elif sent:
+                    break  # looked at again when it is the oldest
+                else:
+                    why = f"{chunk.path.name} holds no whole chunk"
+                    self._put_aside(folder, "INVALID_ARGUMENT", why)
             if sent:
                 answer = next(self._call, None)
                 if answer is None:
@@ -143,12 +152,15 @@ class Pusher:
         self.is_held = answer.HasField("hold")
         if answer.HasField("refusal"):
             sent.popleft()
-            where = self._spool.refused(folder)
-            error = RefusedError(answer.refusal.code, f"{answer.refusal.message} (kept in {where})")
-            self._note(None, error)
+            self._put_aside(folder, answer.refusal.code, answer.refusal.message)
         elif (answer.env, answer.stored) == (oldest.env, oldest.seq + 1):
             sent.popleft()
             self._spool.stored(folder)
+
+    def _put_aside(self, folder: SpoolFolder, code: str, why: str) -> None:
+        """The oldest chunk of a folder will never be stored."""
+        where = self._spool.refused(folder)
+        self._note(None, RefusedError(code, f"{why} (kept in {where})"))
 
     def _note_disk(self, error: OSError) -> None:
         """The spool cannot be read: it is tried again, and said once."""
@@ -162,6 +174,15 @@ class Pusher:
             self._spool.give_up(folder)
         logger.warning("%s", error)
         self.error = error
+
+
+def _is_whole(data: bytes) -> bool:
+    """False for a file that a power cut has torn: sent, it would end the call of its folder."""
+    try:
+        PushRequest.FromString(data)
+    except DecodeError:
+        return False
+    return True
 
 
 class _EndedError(grpc.RpcError):  # type: ignore[misc]

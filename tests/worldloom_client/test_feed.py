@@ -260,6 +260,25 @@ def test_chunks_that_are_refused_are_kept_and_told(tmp_path) -> None:
         assert len(shard.rows()["reward"]) == 10
 
 
+def test_one_torn_file_keeps_no_other_chunk_of_its_folder(tmp_path) -> None:
+    shard = kept_shard(tmp_path)
+    first = Live(shard=shard)
+    port = first.thread.port
+    replay = feed(first.address, spool=tmp_path / "spool")
+    first.kill()
+    add_rows(replay, 27)
+    assert replay.close(0.0) > 0
+    files = sorted((tmp_path / "spool").glob("*/*.rows"))
+    files[1].write_bytes(bytes(files[1].stat().st_size))  # as a power cut leaves one
+    second = Live(shard=shard, port=port, incarnation=2)
+    replay = feed(second.address, spool=tmp_path / "spool")
+    with pytest.raises(RefusedError, match=r"holds no whole chunk \(kept in"):
+        replay.close()
+    second.thread.stop()
+    assert len(shard.chunks) == len(files) - 1
+    assert [path.suffix for path in (tmp_path / "spool" / "refused").iterdir()] == [".rows"]
+
+
 def test_what_is_no_row_of_the_run_is_refused_here(tmp_path) -> None:
     shard = kept_shard(tmp_path)
     with live(shard=shard) as server, feed(server.address, spool=tmp_path / "spool") as replay:

@@ -16,6 +16,7 @@ from tests.worldloom_dist.gateway.parts import contract_of
 from worldloom.core.sequence import StreamId
 from worldloom.envs.toy import CountingEnv
 from worldloom_client import ClientError, RefusedError, UnavailableError, WireError, connect
+from worldloom_client.line import _watch
 
 
 def play(session, steps, env=None, now=None):
@@ -329,3 +330,32 @@ def test_an_answer_that_was_not_waited_for_is_not_that_of_the_next_question() ->
     signal.signal(signal.SIGINT, former)
     assert third == pytest.approx(0.02, abs=0.006)  # what FakePolicy says to its third question
     assert fourth == pytest.approx(0.03, abs=0.006)
+
+
+def test_a_watch_outlives_an_answer_that_comes_while_it_looks() -> None:
+    class Watch:
+        def __init__(self):
+            self.deadlines = [1e12, None, 0.0]
+
+        @property
+        def deadline(self):
+            return self.deadlines.pop(0)
+
+    class Looks:
+        def __init__(self):
+            self.left = 3
+
+        def wait(self, _):
+            self.left -= 1
+            return self.left < 0
+
+    class Stream:
+        is_cancelled = False
+
+        def cancel(self):
+            self.is_cancelled = True
+
+    watch = Watch()
+    stream = Stream()
+    _watch(lambda: watch, stream, Looks(), 0.0)
+    assert stream.is_cancelled  # for the question after that answer

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.loopback import address_text
 from worldloom.core.sequence import PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
@@ -24,13 +25,17 @@ KEY_FILE = "gateway.key"
 
 
 def access_of(config: GatewayConfig) -> Access:
-    """Who may come in."""
+    """Who may come in.
+
+    Raises:
+        ConfigurationError: If a file has an empty name, which would leave the door open.
+    """
     return Access(
         host=config.host,
-        certificate=_path(config.tls_cert),
-        key=_path(config.tls_key),
-        token_file=_path(config.token_file),
-        client_ca=_path(config.client_ca),
+        certificate=_path("tls_cert", config.tls_cert),
+        key=_path("tls_key", config.tls_key),
+        token_file=_path("token_file", config.token_file),
+        client_ca=_path("client_ca", config.client_ca),
     )
 
 
@@ -96,8 +101,13 @@ def build_gateway(
     )
 
 
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None
+def _path(field: str, text: str | None) -> Path | None:
+    if text == "":
+        raise ConfigurationError(
+            f"gateway.{field}: got an empty name, expected that of a file; name it, or leave "
+            f"--gateway.{field.replace('_', '-')} away"
+        )
+    return None if text is None else Path(text)
 
 
 def _software() -> str:

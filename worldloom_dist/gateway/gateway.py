@@ -33,7 +33,7 @@ from worldloom_dist.gateway.pushing import Pushing, pushing_claim
 from worldloom_dist.gateway.questions import read_question
 from worldloom_dist.gateway.refusal import RefusalError
 from worldloom_dist.gateway.replies import act_response, open_response
-from worldloom_dist.gateway.secret import Claim
+from worldloom_dist.gateway.secret import MAX_SECRET_BYTES, Claim
 from worldloom_dist.gateway.session import Session
 from worldloom_dist.gateway.stream import Append, Backlog, StreamSender
 from worldloom_dist.ports import FIRST_GATEWAY_SLOT, SESSION_BITS
@@ -138,8 +138,9 @@ class Gateway:
         if not key:
             return await self._open(request)
         task = self._opened.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+        if task is None:
             task = self._opened[key] = asyncio.ensure_future(self._open(request))
+            task.add_done_callback(lambda done: self._forget_failed(key, done))
             while len(self._opened) > REMEMBERED:
                 self._opened.popitem(last=False)
         return await asyncio.shield(task)
@@ -268,6 +269,12 @@ class Gateway:
                 "INVALID_ARGUMENT",
                 f"idempotency_key: got {len(request.idempotency_key)} bytes, expected {KEY_BYTES}",
             )
+        if len(request.resume) > MAX_SECRET_BYTES:
+            raise RefusalError(
+                "UNAUTHENTICATED",
+                f"resume: got {len(request.resume)} bytes, which is not given out by this run: "
+                f"expected at most {MAX_SECRET_BYTES}; give the secret of a session",
+            )
         if request.push and self._append is None:
             raise RefusalError("FAILED_PRECONDITION", "push: this server stores no rows")
         if request.push and request.resume:
@@ -286,6 +293,12 @@ class Gateway:
                 "with --explore",
             )
         self.contract.check_fingerprint(request.fingerprint)
+
+    def _forget_failed(self, key: bytes, task: asyncio.Task[Any]) -> None:
+        """Let go of an Open that failed: its traceback holds the whole request."""
+        has_failed = task.cancelled() or task.exception() is not None
+        if has_failed and self._opened.get(key) is task:
+            del self._opened[key]
 
     async def _open(self, request: Any) -> Any:
         if request.push:

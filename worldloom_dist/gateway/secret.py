@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from worldloom_dist.gateway.refusal import RefusalError
 
-__all__ = ["Claim"]
+__all__ = ["MAX_SECRET_BYTES", "Claim"]
 
 SIGNATURE_BYTES = 32
 MAX_SECRET_BYTES = 8192

@@ -1,7 +1,9 @@
 """Sessions: rows, repeated questions, leases, resuming, hold."""
 
 import asyncio
+import gc
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -524,3 +526,20 @@ def test_a_question_with_a_million_numbers_too_many_is_refused_without_a_copy(wh
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [100, 10_000])
+def test_nothing_is_kept_of_an_open_that_was_refused(size) -> None:
+    async def work():
+        rig = Rig()
+        with pytest.raises(RefusalError) as caught:
+            await rig.open(resume=bytes(size), idempotency_key=bytes(16))
+        assert caught.value.code == "UNAUTHENTICATED"
+        refusal = weakref.ref(caught.value)
+        del caught
+        await asyncio.sleep(0)  # the loop holds what it hands over until this step ends
+        gc.collect()
+        assert refusal() is None  # its traceback holds the request
+        assert (await rig.open(idempotency_key=bytes(16))).secret
+
+    run(work())

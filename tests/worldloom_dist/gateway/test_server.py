@@ -18,8 +18,10 @@ from worldloom_client import ClientError, RefusedError, UnavailableError, connec
 from worldloom_client.wire import SESSION_KEY, encode_tensor, message, method
 from worldloom_dist.gateway import health
 from worldloom_dist.gateway import server as server_module
+from worldloom_dist.gateway.building import access_of
 from worldloom_dist.gateway.health import Request, Response
 from worldloom_dist.gateway.server import Access
+from worldloom_dist.run.config import GatewayConfig
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
@@ -197,6 +199,13 @@ def test_what_is_not_safe_is_refused_before_anything_starts(files, tmp_path) -> 
             Access(**more).check()
     for host in ("127.0.0.1", "::1", "localhost"):
         Access(host=host).check()
+
+
+@pytest.mark.parametrize("field", ["tls_cert", "tls_key", "token_file", "client_ca"])
+def test_an_empty_file_name_opens_no_door(field) -> None:
+    with pytest.raises(ConfigurationError, match=rf"gateway\.{field}: got an empty name"):
+        access_of(GatewayConfig(**{field: ""}))
+    assert access_of(GatewayConfig()) == Access()
 
 
 def test_strangers_are_told_a_code_and_a_sentence() -> None:
