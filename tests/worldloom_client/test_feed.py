@@ -13,6 +13,7 @@ from tests.worldloom_dist.gateway.parts import KeptShard, contract_of
 from worldloom.data.codec import notes_of
 from worldloom.envs.toy import CountingEnv
 from worldloom_client import ClientError, RefusedError, UnavailableError, WireError, feed
+from worldloom_client.wire import message
 from worldloom_dist.ports import SampleRequest
 
 KILLED = """
@@ -231,7 +232,8 @@ def test_a_spool_belongs_to_one_process_and_one_run(tmp_path) -> None:
         foreign = tmp_path / "spool" / "abc"
         foreign.mkdir()
         (foreign / "secret").write_bytes(b"of another run" * 5)
-        (foreign / "000000000000-0000.rows").write_bytes(b"rows")
+        whole = message("PushRequest")(env=1).SerializeToString()
+        (foreign / "000000000000-0000.rows").write_bytes(whole)
         replay = feed(server.address, spool=tmp_path / "spool")
         with pytest.raises(RefusedError, match=r"not given out by this run.*rows stay in .*abc"):
             wait_until(replay.check)
