@@ -280,6 +280,23 @@ def swingup() -> Row:
     return what, said, "tdmpc2_cartpole_swingup.jsonl"
 
 
+def pair() -> Row:
+    """TD-MPC2 beside its authors' code: when a reward was met, when the task was learnt."""
+    records = curve("tdmpc2-cup-catch")
+
+    def said(side: str) -> str:
+        own = [r for r in records if r.get("by") == side]
+        episodes = [r for r in own if r["kind"] == "episode"]
+        first = next(r["env_steps"] for r in episodes if r["return"] > 0)
+        learnt = next(r["env_steps"] for r in episodes if r["return"] >= 500)
+        last = [mean(r["returns"]) for r in own if r["kind"] == "eval"]
+        evaluated = f"{last[-1]:.1f}" if last else "not made"
+        return f"first reward at {first:,}, first episode of at least 500 at {learnt:,}, evaluation at the end {evaluated}"
+
+    what = "`tdmpc2:1m` on cup-catch to 40,000 env steps beside its authors' code at their size 1, one core each, seed 1"
+    return what, f"{said('worldloom')}; theirs: {said('authors')}", "tdmpc2-cup-catch.jsonl"
+
+
 def last_evaluation(name: str, what: str) -> Row:
     """The last evaluation of a curve."""
     evaluated = [record for record in curve(name) if record["kind"] == "eval"][-1]
@@ -462,6 +479,7 @@ RETURNS: list[Callable[[], Row]] = [
     lambda: last_evaluation("quick_pendulum_ray", "`--preset quick` (`tdmpc2:ci` on Pendulum-v1)"),
     lambda: last_evaluation("dreamerv3_cartpole", "`dreamerv3:ci` on CartPole-v1"),
     lambda: last_evaluation("dreamerv3_pixel_toy", "`dreamerv3:ci` on the pixel toy"),
+    pair,
     swingup,
     several_tasks,
     lambda: last_evaluation("tdmpc2_cup_catch", "`tdmpc2:1m` on dmc:ball_in_cup-catch, seed 1"),

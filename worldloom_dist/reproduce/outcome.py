@@ -145,7 +145,9 @@ class Outcome:
 
     def _note(self, records: Sequence[dict[str, Any]]) -> str:
         published = self.target.curve()
-        parts = [f"Published: {published.label}."] if published else []
+        parts = []
+        if published and (first := min(published.curve.steps)) > self.target.env_steps:
+            parts.append(f"Nothing was published before {first:,.0f} env steps.")
         if self.target.differs:
             parts.append(f"Differs: {self.target.differs}.")
         if self.is_smoke:

@@ -278,7 +278,10 @@ def peer_records(target: Target, seed: int, folder: Path) -> list[dict[str, Any]
     found = kind.read(folder)
     reached = max((record["env_steps"] for record in found), default=0)
     hours = max(facts["hours"], _hours_told(found))
-    return [{"kind": "run", **facts, "env_steps": reached, "hours": hours}, *found]
+    # a result goes out into the world: without this machine's folders
+    shown = [Path(word).name if word.startswith("/") else word for word in known]
+    more = {"command": shown, "env_steps": reached, "hours": hours}
+    return [{"kind": "run", **facts, **more}, *found]
 
 
 def find_peer(target: Target, checkout: Path, python: Path | None) -> Peer:

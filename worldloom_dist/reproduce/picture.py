@@ -39,7 +39,7 @@ def draw(target: Target, records: Sequence[Mapping[str, Any]], path: Path, note:
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.subplots()
         end = max((float(r["env_steps"]) for r in records if r["kind"] != "run"), default=1.0)
-        _draw_published(axes, target, look.soft)
+        _draw_published(axes, target, end, look.soft)
         for colour, side in zip(look.series, (OURS, AUTHORS), strict=False):
             _draw_side(axes, [r for r in records if r["by"] == side], LABELS[side], colour)
         axes.set_xlim(-0.02 * end, 1.03 * end)
@@ -51,9 +51,9 @@ def draw(target: Target, records: Sequence[Mapping[str, Any]], path: Path, note:
         figure.savefig(path, dpi=110)
 
 
-def _draw_published(axes: Any, target: Target, colour: str) -> None:
+def _draw_published(axes: Any, target: Target, end: float, colour: str) -> None:
     published = target.curve()
-    if published is not None:
+    if published is not None and min(published.curve.steps) <= end:
         curve = published.curve
         axes.plot(curve.steps, curve.values, "o--", color=colour, label=published.label)
         if curve.low is not None and curve.high is not None:

@@ -101,6 +101,7 @@ def test_a_peer_is_run_once_and_read_as_a_run(checkout, tmp_path, monkeypatch):
     assert (head["kind"], head["status"], head["seed"]) == ("run", "completed", 1)
     assert head["env_steps"] == 20
     assert head["precision"] == "float32"
+    assert head["command"][:2] == ["tdmpc2_authors.py", checkout.name], "no folder of this machine"
     assert [r["kind"] for r in records] == ["episode", "eval", "episode"]
     said = (folder / "log.txt").read_text()
     assert peer.run(1, folder, StopFlag())
