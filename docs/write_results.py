@@ -552,7 +552,7 @@ def written(page: str) -> str:
 
 def pictures(page: str) -> list[str]:
     """Curves that the page shows: copies, because a site holds only what lies below ``docs``."""
-    return re.findall(r"\(curves/([\w.]+)\)", page)
+    return re.findall(r"\(curves/([\w.-]+)\)", page)
 
 
 def main() -> int:
